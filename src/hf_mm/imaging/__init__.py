@@ -1,0 +1,1 @@
+"""From any picture to what a model eats, and back: loading, overlapping crops, points, drawing."""

@@ -1,0 +1,122 @@
+"""Overlapping crops: the published grids and token counts, and every token at its place on the canvas."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from hf_mm.imaging.crops import canvas_patches, choose_grid, crop_token_index, token_grids
+
+MOLMO = {"patches_per_side": 24, "margin": 4}
+
+
+def grid_of(height, width, max_crops=12):
+    return choose_grid(height, width, max_crops, patch_size=14, **MOLMO)
+
+
+def tokens_with_specials(grid):
+    """`<im_start>`, a `<im_col>` after each row, `<im_end>`: as the prompt holds them."""
+    return sum(rows * (cols + 1) + 2 for rows, cols in token_grids(*grid, **MOLMO, pooling=2))
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "tokens"),
+    [((480, 640), (2, 3), 740), ((768, 1024), (3, 4), 1196), ((336, 336), (1, 1), 316)],
+)
+def test_published_grids_and_token_counts(size, grid, tokens):
+    assert grid_of(*size) == grid
+    assert tokens_with_specials(grid) == tokens
+
+
+def test_the_worst_case_is_1460_tokens():
+    grids = [(r, c) for r in range(1, 13) for c in range(1, 13) if r * c <= 12]
+    assert max(map(tokens_with_specials, grids)) == tokens_with_specials((12, 1)) == 1460
+    assert grid_of(12 * 224 + 112, 336) == (12, 1)
+
+
+def reference_grid(height, width, max_crops=12):
+    """The rule in words, in exact fractions: smallest scale >= 1, else the largest; ties by (count, rows)."""
+    if min(height, width) < 112:
+        return (1, 1)
+    tilings = [(i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops + 1) if i * j <= max_crops]
+    tilings.sort(key=lambda t: (t[0] * t[1], t[0]))
+    far = Fraction(10**9)
+    scale = {
+        (i, j): min(
+            Fraction(i * 224, height - 112) if height > 112 else far,
+            Fraction(j * 224, width - 112) if width > 112 else far,
+        )
+        for i, j in tilings
+    }
+    fits = [t for t in tilings if scale[t] >= 1]
+    return min(fits, key=scale.get) if fits else max(tilings, key=scale.get)
+
+
+def test_grids_follow_the_rule_for_many_sizes():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(90, 3000, (400, 2), generator=generator).tolist()
+    sizes += [[112, 640], [112, 112], [111, 5000], [5000, 112], [1, 2000]]
+    assert [grid_of(*size) for size in sizes] == [reference_grid(*size) for size in sizes]
+
+
+def test_fewer_crops_allowed_gives_fewer():
+    assert grid_of(768, 1024, max_crops=1) == (1, 1)
+    rows, cols = grid_of(768, 1024, max_crops=6)
+    assert rows * cols <= 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "per_side", "margin", "pooling"),
+    [
+        (2, 3, 24, 4, 2),
+        (1, 1, 24, 4, 2),
+        (12, 1, 24, 4, 2),
+        (3, 4, 8, 2, 2),
+        (2, 2, 9, 3, 3),
+        (2, 5, 6, 0, 1),
+    ],
+)
+def test_each_token_reads_its_own_pixels_of_the_canvas(rows, cols, per_side, margin, pooling):
+    """Cut crops out of a canvas of numbered patches, gather: the numbers come back in reading order."""
+    high, wide = canvas_patches(rows, cols, per_side, margin)
+    canvas = torch.arange(high * wide).view(high, wide)
+    step = per_side - 2 * margin
+    crops = canvas.unfold(0, per_side, step).unfold(1, per_side, step).flatten(0, 1)  # (R * C, P, P)
+    assert len(crops) == rows * cols
+    view = -1 - torch.arange(per_side**2).view(1, per_side, per_side)
+    index = crop_token_index(rows, cols, per_side, margin, pooling)
+    got = torch.cat((view, crops)).flatten()[index]
+
+    (view_rows, view_cols), (token_rows, token_cols) = token_grids(rows, cols, per_side, margin, pooling)
+    assert index.dtype == torch.int64
+    assert index.shape == (view_rows * view_cols + token_rows * token_cols, pooling**2)
+    stitched = got[view_rows * view_cols :].view(token_rows, token_cols, pooling, pooling)
+    assert torch.equal(stitched.transpose(1, 2).reshape(high, wide), canvas)
+    global_view = got[: view_rows * view_cols].view(view_rows, view_cols, pooling, pooling)
+    assert torch.equal(global_view.transpose(1, 2).reshape(per_side, per_side), view[0])
+
+
+def test_a_single_view_has_no_crops():
+    assert token_grids(0, 0, 8, 4, 2) == [(4, 4)]
+    assert crop_token_index(0, 0, 4, 99, 2).tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((2, 0, 24, 4, 2), "A grid of 2x0 crops"),
+        ((-1, -1, 24, 4, 2), "A grid of -1x-1 crops"),
+        ((1, 1, 25, 4, 2), "`pooling_size`=2 must divide the 25 patches"),
+        ((1, 1, 24, 3, 2), "`crop_margin_patches`=3 must be a multiple of `pooling_size`=2"),
+        ((1, 1, 24, 12, 2), "less than half of the 24 patches"),
+    ],
+)
+def test_impossible_geometry_is_named(args, message):
+    for function in (crop_token_index, token_grids):
+        with pytest.raises(ValueError, match=message):
+            function(*args)
