@@ -1,0 +1,200 @@
+"""easy-VQA: small pictures of one coloured shape, questions of three kinds, 13 answers.
+
+Zhou 2019, "Easy Visual Question Answering" (https://github.com/vzhou842/easy-VQA), MIT licence: 4,000
+training and 1,000 test images of 64 px with 38,575 and 9,673 questions, in the package `easy-vqa`.
+
+Captions and "where is" questions are made here: captions from what questions and answers say of an image,
+places from its pixels. Each split is made of its own images and questions alone.
+"""
+
+import logging
+import re
+from collections import defaultdict
+from typing import Literal
+
+import numpy as np
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+
+__all__ = [
+    "ANSWERS",
+    "COLOURS",
+    "QUESTION_TYPES",
+    "SHAPES",
+    "easy_vqa",
+    "easy_vqa_captions",
+    "easy_vqa_points",
+    "question_type",
+    "shape_centre",
+]
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+ANSWERS = (*SHAPES, *COLOURS, "no", "yes")
+QUESTION_TYPES = ("shape", "colour", "presence")
+
+Split = Literal["train", "test"]
+logger = logging.getLogger(__name__)
+
+
+def easy_vqa(split: Split = "train") -> Dataset:
+    """The official questions of one split, one row each, in the official order.
+
+    Args:
+        split: "train" (38,575 rows) or "test" (9,673 rows).
+
+    Returns:
+        Columns `image`, `image_id`, `question`, `answer` and `question_type`, one of `QUESTION_TYPES`.
+
+    Raises:
+        ImportError: The package `easy-vqa` is not installed.
+        ValueError: There is no such split.
+    """
+    questions, answers, image_ids, paths = _read(split)
+    return Dataset.from_dict(
+        {
+            "image": [paths[image_id] for image_id in image_ids],
+            "image_id": image_ids,
+            "question": questions,
+            "answer": answers,
+            "question_type": [question_type(answer) for answer in answers],
+        },
+        features=_features(question=Value("string"), answer=Value("string"), question_type=Value("string")),
+    )
+
+
+def easy_vqa_captions(split: Split = "train") -> Dataset:
+    """Captions such as "blue triangle", for images whose questions and answers settle shape and colour.
+
+    The number of images left out because they do not is logged (422 of the 4,000 training images).
+
+    Args:
+        split: "train" or "test".
+
+    Returns:
+        Columns `image`, `image_id` and `caption`, one row per image.
+    """
+    questions, answers, image_ids, paths = _read(split)
+    facts = _facts(questions, answers, image_ids)
+    names = {
+        image_id: (_only(facts[image_id], COLOURS), _only(facts[image_id], SHAPES)) for image_id in paths
+    }
+    known = [image_id for image_id in sorted(paths) if all(names[image_id])]
+    logger.info(
+        "easy-VQA %s: %d of %d images have no certain caption", split, len(paths) - len(known), len(paths)
+    )
+    return Dataset.from_dict(
+        {
+            "image": [paths[image_id] for image_id in known],
+            "image_id": known,
+            "caption": ["{} {}".format(*names[image_id]) for image_id in known],
+        },
+        features=_features(caption=Value("string")),
+    )
+
+
+def easy_vqa_points(split: Split = "train") -> Dataset:
+    """Questions such as "where is the triangle?", answered with a point as Molmo writes it.
+
+    The point is the middle of the shape, see `shape_centre`. Images whose questions and answers do not settle
+    which shape they show are left out.
+
+    Args:
+        split: "train" or "test".
+
+    Returns:
+        Columns `image`, `image_id`, `question`, `answer` (the text of the point, in percent of the image) and
+        `point` (x and y in pixels).
+    """
+    questions, answers, image_ids, paths = _read(split)
+    facts = _facts(questions, answers, image_ids)
+    shapes = {image_id: _only(facts[image_id], SHAPES) for image_id in sorted(paths)}
+    shapes = {image_id: shape for image_id, shape in shapes.items() if shape}
+    pictures = [np.asarray(PILImage.open(paths[image_id]).convert("RGB")) for image_id in shapes]
+    points = [shape_centre(picture) for picture in pictures]
+    sizes = [picture.shape[1::-1] for picture in pictures]
+    return Dataset.from_dict(
+        {
+            "image": [paths[image_id] for image_id in shapes],
+            "image_id": list(shapes),
+            "question": [f"where is the {shape}?" for shape in shapes.values()],
+            "answer": [_point(*item) for item in zip(points, sizes, shapes.values(), strict=True)],
+            "point": points,
+        },
+        features=_features(
+            question=Value("string"), answer=Value("string"), point=List(Value("float32"), length=2)
+        ),
+    )
+
+
+def shape_centre(picture: np.ndarray) -> tuple[float, float]:
+    """Mean place of the pixels that differ from the background, the most frequent colour of a picture.
+
+    Args:
+        picture: (height, width, 3) uint8.
+
+    Returns:
+        x and y in pixels; the middle of the first pixel is (0.5, 0.5).
+
+    Raises:
+        ValueError: The picture has one colour only.
+    """
+    colours = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (height, width)
+    values, counts = np.unique(colours, return_counts=True)
+    rows, cols = np.nonzero(colours != values[counts.argmax()])
+    if not len(rows):
+        raise ValueError(f"The picture has one colour only, #{values[0]:06x}, and so no shape to point at.")
+    return float(cols.mean() + 0.5), float(rows.mean() + 0.5)
+
+
+def question_type(answer: str) -> str:
+    """Which of `QUESTION_TYPES` a question of easy-VQA is, by its answer."""
+    if answer in ("yes", "no"):
+        return "presence"
+    return "colour" if answer in COLOURS else "shape"
+
+
+def _read(split: Split) -> tuple[list[str], list[str], list[int], dict[int, str]]:
+    """Questions, answers and image ids in step; and the path of each image by its id."""
+    try:
+        import easy_vqa as package
+    except ImportError as error:
+        raise ImportError("easy-VQA needs the package easy-vqa: pip install 'hf-mm[demo]'.") from error
+    if split not in ("train", "test"):
+        raise ValueError(f"easy-VQA has the splits 'train' and 'test', not {split!r}.")
+    if split == "train":
+        return *package.get_train_questions(), package.get_train_image_paths()
+    return *package.get_test_questions(), package.get_test_image_paths()
+
+
+def _facts(questions: list[str], answers: list[str], image_ids: list[int]) -> dict[int, dict[str, bool]]:
+    """By image: which shapes and colours its questions and answers say that it has, or has not.
+
+    "what color is the circle?" says that there is a circle; "is no circle present?", "no" says it too.
+    """
+    facts: dict[int, dict[str, bool]] = defaultdict(dict)
+    for question, answer, image_id in zip(questions, answers, image_ids, strict=True):
+        words = set(re.findall("[a-z]+", question))
+        named = [name for name in (*SHAPES, *COLOURS) if name in words]
+        if answer in ("yes", "no"):
+            true = (answer == "yes") != bool(words & {"no", "not"})
+        else:
+            true, named = True, [*named, answer]
+        for name in named:
+            facts[image_id][name] = true
+    return facts
+
+
+def _only(facts: dict[str, bool], names: tuple[str, ...]) -> str | None:
+    """The one of `names` that holds: said to hold, or left when all others are said not to."""
+    held = [name for name in names if facts.get(name)] or [name for name in names if name not in facts]
+    return held[0] if len(held) == 1 else None
+
+
+def _point(point: tuple[float, float], size: tuple[int, int], shape: str) -> str:
+    x, y = (100 * place / side for place, side in zip(point, size, strict=True))
+    return f'<point x="{x:.1f}" y="{y:.1f}" alt="{shape}">{shape}</point>'
+
+
+def _features(**texts: object) -> Features:
+    return Features({"image": Image(), "image_id": Value("int32"), **texts})
