@@ -3,9 +3,8 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import safetensors.torch
 import torch
 import transformers.modeling_utils
 
+import hf_mm.hub.saving
 from hf_mm import MMViTConfig, MMViTModel
 from hf_mm.hub.saving import AtomicSaveMixin, atomic_folder, atomic_write
 
@@ -110,37 +110,33 @@ def test_full_disk_while_the_config_is_written_keeps_the_earlier_save(tmp_path, 
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("moment", ["half a weights file written", "everything written, nothing renamed"])
-def test_a_killed_save_keeps_the_earlier_save(tmp_path, moment):
+@pytest.mark.parametrize("moment", ["half of the weights written", "everything written, nothing renamed"])
+def test_a_killed_save_keeps_the_earlier_save(tmp_path, monkeypatch, moment):
     model(1.0).save_pretrained(tmp_path / "model")
     before = contents(tmp_path / "model")
-    hang = {
-        "half a weights file written": "modeling_utils.safe_save_file = lambda weights, name, **_: wait(name)",
-        "everything written, nothing renamed": "saving._move = lambda source, folder: wait(source / 'x')",
-    }[moment]
-    code = f"""
-import time
-from pathlib import Path
-from transformers import modeling_utils
-from hf_mm.hub import saving
-from hub.test_saving import model
 
-def wait(name):
-    Path(name).write_bytes(b"half")
-    Path({str(tmp_path / "ready")!r}).touch()
-    time.sleep(60)
+    def stop(*args, **kwargs):
+        (tmp_path / "reached").touch()
+        time.sleep(60)
 
-{hang}
-model(2.0).save_pretrained({str(tmp_path / "model")!r})
-"""
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(sys.path)}
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "ready").exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    def stop_in_the_middle(tensors, filename, **kwargs):
+        Path(filename).write_bytes(b"half")
+        stop()
+
+    if moment.startswith("half"):
+        monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", stop_in_the_middle)
+    else:
+        monkeypatch.setattr(hf_mm.hub.saving, "_move", stop)
+    child = get_context("fork").Process(target=model(2.0).save_pretrained, args=[tmp_path / "model"])
+    child.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "reached").exists() and child.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child.join()
+    monkeypatch.undo()
+    assert (tmp_path / "reached").exists()
+    assert child.exitcode == -signal.SIGKILL
     after = contents(tmp_path / "model")
     assert {name: text for name, text in after.items() if not name.startswith("_unfinished-")} == before
     assert loaded(tmp_path / "model") == 1.0
