@@ -32,12 +32,32 @@ class VisionTower(nn.Module):
         self.patch_size = config.vision_config.patch_size
         self.encoder = AutoModel.from_config(config.vision_config) if encoder is None else encoder
         if self.layers is not None:
-            _cut_above(self.encoder, max(self.layers), config.vision_config.num_hidden_layers)
+            self.blocks_path, blocks = _find_blocks(self.encoder, config.vision_config.num_hidden_layers)
+            del blocks[max(self.layers) :]
+        # Left trainable, weights that feed nothing never get a gradient, which stops distributed training.
+        for weight in self.idle_parameters():
+            weight.requires_grad_(False)
 
     @property
     def width(self) -> int:
         """C, numbers per patch."""
         return self.encoder.config.hidden_size * (1 if self.layers is None else len(self.layers))
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Weights that run on the way but feed nothing: the pooler, and behind a hidden state the final norm."""
+        idle = [module for name, module in self.encoder.named_children() if name in ("pooler", "head")]
+        if self.layers is not None:
+            idle += self._behind_blocks()
+        return [weight for module in idle for weight in module.parameters()]
+
+    def _behind_blocks(self) -> list[nn.Module]:
+        path = self.blocks_path.split(".")
+        behind = []
+        for depth in range(len(path)):
+            children = list(self.encoder.get_submodule(".".join(path[:depth])).named_children())
+            position = [name for name, _ in children].index(path[depth])
+            behind += [module for _, module in children[position + 1 :]]
+        return behind
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(V, 3, S, S) views to (V, N, C) patch states, the leading [CLS] and registers dropped."""
@@ -54,31 +74,16 @@ class VisionTower(nn.Module):
         return states[:, states.shape[1] - patches :]
 
 
-def _cut_above(encoder: PreTrainedModel, used: int, depth: int) -> None:
-    """Drop the blocks above the first `used` and freeze what stands behind them."""
+def _find_blocks(encoder: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]:
+    """Name and list of the blocks of an encoder, told by their number."""
     stacks = [
         (name, module)
         for name, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) in (depth, used)
+        if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     if len(stacks) != 1:
         raise ValueError(
             f"{type(encoder).__name__} has {len(stacks)} lists of {depth} blocks where one was expected; "
             "use `vision_feature_layer=None` to take its last state."
         )
-    name, blocks = stacks[0]
-    del blocks[used:]
-    _freeze_behind(encoder, name)
-
-
-def _freeze_behind(encoder: PreTrainedModel, blocks: str) -> None:
-    """Freeze what follows the blocks (final norm, pooler): it runs on the way but feeds nothing.
-
-    Left trainable, these weights would never get a gradient, which stops distributed training.
-    """
-    path = blocks.split(".")
-    for depth in range(len(path)):
-        children = list(encoder.get_submodule(".".join(path[:depth])).named_children())
-        position = [name for name, _ in children].index(path[depth])
-        for _, module in children[position + 1 :]:
-            module.requires_grad_(False)
+    return stacks[0]

@@ -1,0 +1,180 @@
+"""Chats as text: any tokenizer's template, where images stand in it, and what of it the assistant says."""
+
+import re
+from bisect import bisect_right
+from functools import lru_cache
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+__all__ = ["IGNORED_LABEL", "assistant_spans", "label_tokens", "prepare_messages"]
+
+IGNORED_LABEL = -100  # what cross-entropy skips
+GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+IMAGE_SOURCES = ("image", "url", "path", "base64")
+
+
+def prepare_messages(
+    messages: list[dict], template: str, image_token: str, variables: dict[str, str]
+) -> tuple[list[dict], list[object]]:
+    """Messages in the form that `template` renders, without pixels, and the images that were in them.
+
+    Args:
+        messages: Turns with `role` and `content`: text, or a list of text and image parts.
+        template: Jinja template. If it knows image parts it gets parts, else text with `image_token` in it.
+        image_token: The placeholder of one image.
+        variables: Special tokens that the template may write.
+
+    Raises:
+        ValueError: A turn or part has another form, or the template renders neither parts nor text.
+    """
+    images: list[object] = []
+    turns = [{**message, "content": _parts(message, images)} for message in messages]
+    if not _renders(template, image_token, tuple(variables.items())):
+        turns = [{**turn, "content": _as_text(turn["content"], image_token)} for turn in turns]
+    return turns, images
+
+
+def assistant_spans(
+    messages: list[dict], template: str, variables: dict[str, object]
+) -> tuple[str, list[tuple[int, int]]]:
+    """A rendered conversation, and from which to which character the assistant speaks in each of its turns.
+
+    With `{% generation %}` in the template these are its blocks. Without, they run from the end of what is
+    rendered before a turn, with the prompt to answer, to the end of the turn; white space after the token
+    that ends the turn is not said by anyone.
+
+    Args:
+        messages: As `prepare_messages` returns them.
+        template: Jinja template.
+        variables: What it may use.
+
+    Raises:
+        ValueError: The conversation has no turn of the assistant; the template marks none; or it renders a
+            beginning of the conversation in another way than the whole, so that the turns cannot be told
+            apart.
+    """
+    if not any(message["role"] == "assistant" for message in messages):
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"The conversation has no assistant's turn to learn from, only {roles}.")
+    if GENERATION_BLOCK.search(template):
+        texts, spans = render_jinja_template(
+            [messages], chat_template=template, return_assistant_tokens_mask=True, **variables
+        )
+        if not spans[0]:
+            raise ValueError(
+                "The chat template has `{% generation %}` but marks nothing in this conversation."
+            )
+        return texts[0], [tuple(span) for span in spans[0]]
+    text = _render(messages, template, variables)
+    spans = [
+        _turn(text, messages, turn, template, variables)
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    return text, spans
+
+
+def label_tokens(
+    input_ids: list[int],
+    offsets: list[tuple[int, int]],
+    spans: list[tuple[int, int]],
+    unlabelled: frozenset[int],
+) -> list[int]:
+    """The tokens that overlap one of `spans` as labels, `IGNORED_LABEL` in the place of all others.
+
+    Args:
+        input_ids: Tokens of one text.
+        offsets: From which to which character each of them reaches; empty for padding and added tokens.
+        spans: Characters to learn, ascending.
+        unlabelled: Tokens that are never a label: those of images.
+    """
+    ends = [end for _, end in spans]
+    labels = []
+    for token, (first, last) in zip(input_ids, offsets, strict=True):
+        span = bisect_right(ends, first)  # the first one that ends after this token begins
+        said = span < len(spans) and spans[span][0] < last and first < last and token not in unlabelled
+        labels.append(token if said else IGNORED_LABEL)
+    return labels
+
+
+def _parts(message: dict, images: list[object]) -> list[dict]:
+    """The content as a list of parts without pixels; those are appended to `images`."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str | list | tuple):
+        raise ValueError(f"A turn needs a `role` and a `content` of text or parts, got {message!r:.200}.")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif kind == "image":
+            images += [part[key] for key in IMAGE_SOURCES if part.get(key) is not None][:1]
+            parts.append({"type": "image"})
+        elif kind == "image_url":
+            images.append(part["image_url"]["url"])
+            parts.append({"type": "image"})
+        else:
+            raise ValueError(f"A part is a text or an image, got {part!r:.200} in the turn of {role!r}.")
+    return parts
+
+
+def _as_text(parts: list[dict], image_token: str) -> str:
+    """Parts as one text; an image that text follows is on a line of its own, as in LLaVA."""
+    text = ""
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if part["type"] == "text":
+            text += part["text"]
+        else:
+            breaks = following and following.get("text") and not following["text"].startswith("\n")
+            text += image_token + ("\n" if breaks else "")
+    return text
+
+
+@lru_cache(maxsize=64)
+def _renders(template: str, image_token: str, variables: tuple[tuple[str, str], ...]) -> bool:
+    """Whether `template` takes parts; tried, since templates do not say.
+
+    Raises:
+        ValueError: It takes neither parts nor text.
+    """
+    parts = [{"type": "image"}, {"type": "text", "text": "a probe"}]
+    for content in (parts, _as_text(parts, image_token)):
+        answer = content[1:] if isinstance(content, list) else "an echo"
+        chat = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        try:
+            text = _render(chat, template, dict(variables))
+        except Exception:  # what a template raises is its own affair
+            continue
+        if text.count(image_token) == 1 and "a probe" in text and "'type'" not in text:
+            return isinstance(content, list)
+    raise ValueError(
+        f"The chat template renders neither image parts nor {image_token!r} in a text: {template[:200]!r}."
+    )
+
+
+def _render(messages: list[dict], template: str, variables: dict, **options: bool) -> str:
+    return render_jinja_template([messages], chat_template=template, **variables, **options)[0][0]
+
+
+def _turn(text: str, messages: list[dict], turn: int, template: str, variables: dict) -> tuple[int, int]:
+    """From which to which character of `text`, which is all of `messages`, one turn reaches."""
+    before = _render(messages[:turn], template, variables, add_generation_prompt=True) if turn else ""
+    upto = _render(messages[: turn + 1], template, variables)
+    for part in (before, upto):
+        if not text.startswith(part):
+            at = next(
+                (i for i, pair in enumerate(zip(text, part, strict=False)) if pair[0] != pair[1]), len(text)
+            )
+            raise ValueError(
+                f"The chat template renders the first {turn + 1} turns in another way than all "
+                f"{len(messages)}: {part[at : at + 40]!r} in the place of {text[at : at + 40]!r}. What the "
+                "assistant says cannot be told from this; mark it with `{% generation %}` in the template."
+            )
+    said = text[len(before) : len(upto)]
+    content = messages[turn]["content"]
+    content = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    end = said.rfind(content) + len(content) if content in said else 0
+    end = max(end, len(said.rstrip()))
+    return len(before), len(before) + end

@@ -1,0 +1,343 @@
+"""Text and images together: placeholders, chats, and labels on what the assistant says.
+
+A prompt holds one `<image>` per image, at any place; here it becomes as many tokens as the image gives
+features. Layout of an image: for each of its grids `[start] rows x (columns x <image> [column]) [end]`, the
+bracketed tokens only where the processor names them (Molmo, https://arxiv.org/abs/2409.17146, section 2).
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from ...hub.remote_code import RemoteCodeMixin
+from ...imaging.loading import load_rgb
+from .chat_vlm import IGNORED_LABEL, assistant_spans, label_tokens, prepare_messages
+from .image_processing_vlm import MMVLMImageProcessor
+
+__all__ = ["CHAT_TEMPLATE", "CROP_TOKENS", "MMVLMProcessor", "user_message"]
+
+CROP_TOKENS = {
+    "image_start_token": "<im_start>",
+    "image_end_token": "<im_end>",
+    "image_column_token": "<im_col>",
+}
+
+# Arguments of `apply_chat_template` that its templates do not see.
+NOT_FOR_TEMPLATES = {
+    "return_tensors",
+    "add_generation_prompt",
+    "continue_final_message",
+    "load_audio_from_video",
+}
+
+# For tokenizers that bring no template: words that any vocabulary has. The line break after an image is
+# LLaVA's.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set assistant = message['role'] == 'assistant' -%}"
+    "{{- message['role'] | upper + ':' -}}"
+    "{%- if assistant -%}{%- generation -%}{{- ' ' + message['content'] + eos_token -}}{%- endgeneration -%}"
+    "{%- else -%}{{- ' ' + message['content'] + '\n' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+)
+
+
+def user_message(text: str, images: int = 1) -> dict:
+    """A user's turn with `images` image parts and then `text`; how questions are put everywhere here."""
+    return {
+        "role": "user",
+        "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}],
+    }
+
+
+class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
+    """An image processor and a tokenizer as one.
+
+    Calling it works as with any processor: `images` flat, or as one list per text. `apply_chat_template`
+    takes images inside the messages, `{"type": "image", "image": ...}`, and makes `labels` on request.
+
+    Args:
+        image_processor: An `MMVLMImageProcessor`.
+        tokenizer: Any fast tokenizer that has the image tokens, see `add_image_tokens`.
+        chat_template: Jinja template; by default the tokenizer's, and if it has none `CHAT_TEMPLATE`. One
+            that knows text only will do: image tokens are then put into the text before it is rendered.
+        image_token: Stands for an image in a prompt and, repeated, for its features.
+        image_start_token: Before each grid of image tokens; `None` for "<im_start>" if the image processor
+            makes crops, else for none. The same goes for the next two.
+        image_end_token: After each grid, "<im_end>".
+        image_column_token: After each row of a grid, "<im_col>".
+
+    Raises:
+        ValueError: The tokenizer lacks one of the tokens.
+    """
+
+    def __init__(
+        self,
+        image_processor: MMVLMImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        image_start_token: str | None = None,
+        image_end_token: str | None = None,
+        image_column_token: str | None = None,
+    ) -> None:
+        template = chat_template or tokenizer.chat_template or CHAT_TEMPLATE
+        super().__init__(image_processor, tokenizer, chat_template=template)
+        crops = image_processor.max_crops > 0
+        self.image_token = image_token
+        self.image_start_token = image_start_token or (CROP_TOKENS["image_start_token"] if crops else None)
+        self.image_end_token = image_end_token or (CROP_TOKENS["image_end_token"] if crops else None)
+        self.image_column_token = image_column_token or (CROP_TOKENS["image_column_token"] if crops else None)
+        layout = (self.image_token, self.image_start_token, self.image_end_token, self.image_column_token)
+        ids = {token: self._token_id(token) for token in layout if token is not None}
+        self.image_token_id = ids[image_token]
+        self._unlabelled_ids = frozenset(ids.values())
+
+    @staticmethod
+    def add_image_tokens(tokenizer: PreTrainedTokenizerBase, crops: bool = False) -> int:
+        """Add "<image>", and with `crops` those of `CROP_TOKENS`, where they are missing.
+
+        Returns:
+            How many were new. If any, the model's embeddings must follow: `resize_token_embeddings`.
+        """
+        tokens = ("<image>", *(CROP_TOKENS.values() if crops else ()))
+        added = [AddedToken(token, special=True, normalized=False) for token in tokens]
+        return tokenizer.add_tokens(added, special_tokens=True)
+
+    def image_layout(self, grid: Sequence[int]) -> str:
+        """The text that an image becomes.
+
+        Args:
+            grid: Its rows and columns of crops, (0, 0) for a single view; a row of `image_grids`.
+        """
+        start, end, column = (
+            token or "" for token in (self.image_start_token, self.image_end_token, self.image_column_token)
+        )
+        grids = self.image_processor.token_grids((int(grid[0]), int(grid[1])))
+        return "".join(start + (self.image_token * cols + column) * rows + end for rows, cols in grids)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: object) -> str:
+        """What the inherited call puts in the place of the image's placeholder."""
+        return self.image_layout(image_inputs["image_grids"][image_idx])
+
+    def prepare_inputs_layout(
+        self,
+        images: object = None,
+        text: object = None,
+        videos: object = None,
+        audio: object = None,
+        **kwargs: object,
+    ) -> tuple:
+        """Texts as a list, images as one flat list of RGB arrays, in the order of their placeholders.
+
+        Raises:
+            ValueError: A text has more or fewer placeholders than images, or an image cannot be read; the row
+                is named.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError(f"{type(self).__name__} takes images and text; got `videos` or `audio`.")
+        texts = [text] if isinstance(text, str) else None if text is None else list(text)
+        rows = _rows_of_images(images)
+        if texts is not None:
+            rows = self._match(rows, texts)
+        read = [
+            load_rgb(image, f"Row {r}, image {i}")
+            for r, row in enumerate(rows)
+            for i, image in enumerate(row)
+        ]
+        return read or None, texts, None, None
+
+    def apply_chat_template(
+        self,
+        conversation: list,
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_labels: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs: object,
+    ) -> str | list[str] | list[list[int]] | BatchFeature:
+        """Render one conversation or a list of them, and process them with their images.
+
+        As the inherited method, with two differences: any template of a tokenizer will do, and `labels`.
+
+        Args:
+            conversation: Messages of `role` and `content`, a text or a list of `{"type": "text", "text":
+                ...}` and `{"type": "image", "image": ...}` parts; or a list of conversations.
+            chat_template: Another template than the processor's own.
+            tokenize: Return tokens and pixels, not text.
+            return_dict: Return all model inputs, not `input_ids` only.
+            return_labels: Add `labels`: the tokens of the assistant's turns, with the one that ends the
+                turn; -100 elsewhere and always on images. Templates with `{% generation %}` say which these
+                are; for others the conversation is rendered up to each turn and compared.
+            return_assistant_tokens_mask: Add `assistant_masks`, 1 on the same tokens.
+            processor_kwargs: Arguments of the call, such as `padding`, `padding_side` and `max_length`.
+            kwargs: More arguments of the inherited method, and variables of the template.
+
+        Raises:
+            ValueError: Images and placeholders do not match; a conversation has nothing to learn from; the
+                template does not render a beginning of the conversation as it renders the whole.
+        """
+        template = self._resolve_chat_template(chat_template)
+        if not conversation:
+            raise ValueError("The conversation is empty; give at least one turn.")
+        batched = isinstance(conversation[0], list | tuple)
+        chats, images = self._prepare(conversation if batched else [conversation], template)
+        call = dict(processor_kwargs or {})
+        if tokenize and any(images):
+            call["images"] = images if batched else images[0]
+        marked = return_labels or return_assistant_tokens_mask
+        if marked:
+            self._check_markable(tokenize, return_dict, kwargs)
+            call.update(return_offsets_mapping=True, return_text_replacement_offsets=True)
+        output = super().apply_chat_template(
+            chats if batched else chats[0],
+            chat_template=template,
+            tokenize=tokenize,
+            return_dict=return_dict,
+            processor_kwargs=call,
+            **kwargs,
+        )
+        if marked:
+            labels = self._labels(output, chats, template, kwargs)
+            if return_labels:
+                output["labels"] = labels
+            if return_assistant_tokens_mask:
+                output["assistant_masks"] = [[int(label != IGNORED_LABEL) for label in row] for row in labels]
+            output.convert_to_tensors(_kind_of(output["input_ids"]), skip_tensor_conversion=None)
+        return output
+
+    def render_chats(
+        self, conversations: Sequence[list[dict]], chat_template: str | None = None, first_row: int = 0
+    ) -> list[tuple[str, list[tuple[int, int]]]]:
+        """Conversations as text, one placeholder per image, and where in it the assistant speaks.
+
+        Args:
+            conversations: As for `apply_chat_template`.
+            chat_template: Another template than the processor's own.
+            first_row: The number of the first one, for errors.
+
+        Raises:
+            ValueError: As for `apply_chat_template`; the row is named.
+        """
+        template = self._resolve_chat_template(chat_template)
+        chats, _ = self._prepare(conversations, template)
+        return self._spans(chats, template, {}, first_row)
+
+    def _prepare(self, conversations: Sequence[list[dict]], template: str) -> tuple[list, list]:
+        variables = self.tokenizer.special_tokens_map
+        prepared = [prepare_messages(chat, template, self.image_token, variables) for chat in conversations]
+        return [messages for messages, _ in prepared], [images for _, images in prepared]
+
+    def _spans(
+        self, chats: list, template: str, variables: dict, first_row: int = 0
+    ) -> list[tuple[str, list]]:
+        variables = {**self.tokenizer.special_tokens_map, **variables}
+        rendered = []
+        for row, chat in enumerate(chats, first_row):
+            try:
+                rendered.append(assistant_spans(chat, template, variables))
+            except ValueError as error:
+                raise ValueError(f"Row {row}: {error}") from error
+        return rendered
+
+    def _labels(self, output: BatchFeature, chats: list, template: str, variables: dict) -> list[list[int]]:
+        """Labels of a processed batch; takes the character offsets out of it."""
+        offsets = output.pop("offset_mapping")
+        replaced = output.pop("text_replacement_offsets")
+        variables = {name: value for name, value in variables.items() if name not in NOT_FOR_TEMPLATES}
+        labels = []
+        for row, (_, spans) in enumerate(self._spans(chats, template, variables)):
+            ends = [item["span"][1] for item in replaced[row]]
+            gains = [0, *(item["new_span"][1] - item["span"][1] for item in replaced[row])]
+            moved = [tuple(char + gains[bisect_right(ends, char)] for char in span) for span in spans]
+            ids = [int(token) for token in output["input_ids"][row]]
+            reach = [(int(first), int(last)) for first, last in offsets[row]]
+            labels.append(label_tokens(ids, reach, moved, self._unlabelled_ids))
+            if not any(label != IGNORED_LABEL for label in labels[-1]):
+                raise ValueError(
+                    f"Row {row} keeps none of the assistant's tokens in its {len(ids)}; raise `max_length` or "
+                    "leave the row out."
+                )
+        return labels
+
+    def _check_markable(self, tokenize: bool, return_dict: bool, options: dict) -> None:
+        if not (tokenize and return_dict):
+            raise ValueError("`return_labels` needs `tokenize=True` and `return_dict=True`.")
+        for option in ("add_generation_prompt", "continue_final_message", "sanitize_control_tokens"):
+            if options.get(option):
+                raise ValueError(f"`return_labels` is for finished conversations; leave `{option}` out.")
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                "`return_labels` needs the character offsets of a fast tokenizer, got "
+                f"{type(self.tokenizer).__name__}."
+            )
+
+    def _match(self, rows: list[list], texts: list[str]) -> list[list]:
+        """Images by text; raises unless every text has one placeholder per image."""
+        wanted = [text.count(self.image_token) for text in texts]
+        if len(rows) == 1 and len(texts) > 1:  # flat: dealt out in order
+            rest, rows = rows[0], []
+            for count in wanted:
+                rows.append(rest[:count])
+                rest = rest[count:]
+            rows[-1] = [*rows[-1], *rest]
+        if not rows:
+            rows = [[] for _ in texts]
+        if len(rows) != len(texts):
+            raise ValueError(
+                f"`images` has {len(rows)} rows, `text` {len(texts)}; give one list of images per text."
+            )
+        for row, (images, count) in enumerate(zip(rows, wanted, strict=True)):
+            if len(images) != count:
+                raise ValueError(
+                    f"Row {row} has {count} `{self.image_token}` but {len(images)} images; write one for "
+                    "each image, where it belongs."
+                )
+        return rows
+
+    def _token_id(self, token: str) -> int:
+        ids = self.tokenizer.encode(token, add_special_tokens=False)
+        if len(ids) != 1 or (ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+            raise ValueError(
+                f"The tokenizer has no token {token!r}; add it with "
+                f"`MMVLMProcessor.add_image_tokens(tokenizer, crops={self.image_processor.max_crops > 0})` or "
+                "`tokenizer.add_special_tokens(...)`, and resize the model's embeddings."
+            )
+        return ids[0]
+
+    def _check_special_mm_tokens(
+        self, text: list[str], text_inputs: BatchFeature, modalities: list[str]
+    ) -> None:
+        for row, (ids, sample) in enumerate(zip(text_inputs["input_ids"], text, strict=True)):
+            kept, whole = (
+                sum(int(token) == self.image_token_id for token in ids),
+                sample.count(self.image_token),
+            )
+            if kept != whole:
+                raise ValueError(
+                    f"Row {row} has {whole} `{self.image_token}` tokens, of which {kept} are left after "
+                    f"cutting to {len(ids)} tokens; raise `max_length` or shorten the text."
+                )
+
+
+def _rows_of_images(images: object) -> list[list]:
+    """Images as one list per row; a flat list is one row."""
+    if images is None:
+        return []
+    if not isinstance(images, list | tuple):
+        return [list(images)] if getattr(images, "ndim", 0) == 4 else [[images]]
+    if images and all(row is None or isinstance(row, list | tuple) for row in images):
+        return [list(row or ()) for row in images]
+    return [list(images)]
+
+
+def _kind_of(input_ids: object) -> str | None:
+    if isinstance(input_ids, torch.Tensor):
+        return "pt"
+    return "np" if isinstance(input_ids, np.ndarray) else None

@@ -1,0 +1,71 @@
+"""LoRA adapters on chosen towers, saved together with the connector.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (https://arxiv.org/abs/2106.09685).
+"""
+
+from collections.abc import Iterable
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from .towers import TOWERS, tower_of
+
+__all__ = ["add_lora", "lora_targets"]
+
+
+def add_lora(
+    model: PreTrainedModel,
+    rank: int,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    towers: Iterable[str] = ("language",),
+    train_connector: bool = True,
+) -> PeftModel:
+    """Freeze a vision-language model and put adapters on the linear layers of some of its towers.
+
+    The connector is trained whole and saved with the adapters. `PeftModel.from_pretrained` or
+    `AutoModelForImageTextToText.from_pretrained` reload the folder, `merge_and_unload` melts it in.
+
+    Args:
+        model: The model to adapt.
+        rank: Rank of the adapters, at least 1.
+        alpha: Adapters are scaled by `alpha / rank`; twice the rank when `None`.
+        dropout: Probability of dropping an input of an adapter.
+        towers: Which towers get adapters.
+        train_connector: Train the connector whole, whatever `towers` says.
+
+    Raises:
+        ValueError: A rank below 1, or nothing to adapt.
+    """
+    if rank < 1:
+        raise ValueError(f"`rank`={rank} must be at least 1; leave LoRA out to train every weight.")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=lora_targets(model, towers),
+        modules_to_save=["connector"] if train_connector else None,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def lora_targets(model: PreTrainedModel, towers: Iterable[str]) -> list[str]:
+    """Full names of the linear layers of some towers, heads of the vocabulary left out.
+
+    Raises:
+        ValueError: A tower is unknown or has no linear layer.
+    """
+    head = model.get_output_embeddings()
+    found: dict[str, list[str]] = {tower: [] for tower in TOWERS}
+    for name, module in model.named_modules():
+        # By class name: GPT-2's Conv1D is linear too, and PEFT knows it.
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head:
+            found[tower_of(name + ".")].append(name)
+    chosen = list(towers)
+    empty = [tower for tower in chosen if not found.get(tower)]
+    if empty or not chosen:
+        there = "; ".join(f"{tower}: {len(names)}" for tower, names in found.items())
+        raise ValueError(f"No linear layer to adapt in `towers`={chosen}; linear layers by tower: {there}.")
+    return [name for tower in chosen for name in found[tower]]
