@@ -148,7 +148,8 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
             image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         deep = image.mode == "F" or image.mode.startswith("I")  # more than 8 bits
-        pixels = np.array(image if deep else image.convert("RGB"))  # a copy: PIL's memory is read-only
+        image = image if deep or image.mode == "RGB" else image.convert("RGB")
+        pixels = np.array(image)  # a copy: PIL's memory is read-only
     except Exception as error:  # what a broken file raises depends on where it broke
         raise ValueError(f"{name} cannot be read as an image ({type(error).__name__}: {error}).") from error
     if deep:

@@ -1,0 +1,273 @@
+"""Images to the views of a vision-language model: one each, or a global view and overlapping crops.
+
+One view: Liu et al. 2023, "Visual Instruction Tuning" (LLaVA, https://arxiv.org/abs/2304.08485).
+Crops: Deitke et al. 2024, "Molmo and PixMo", section 2 (https://arxiv.org/abs/2409.17146).
+
+Shapes: I images, V views of all of them, S side of a view in pixels, P patches per side of a view, N = P * P.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ...hub.remote_code import RemoteCodeMixin
+from ...imaging.crops import canvas_patches, choose_grid, token_grids
+from ...imaging.loading import load_images, load_rgb
+from ...imaging.views import TORCH_MODES, cover_patches, cut_windows, fit_views, pad_to
+
+__all__ = ["MMVLMImageProcessor", "MMVLMImagesKwargs"]
+
+FITS = ("crop", "pad", "stretch")
+# What transformers writes into or passes along with a saved image processor, besides its fields.
+SERVICE_FIELDS = {"auto_map", "image_processor_type", "processor_class", "feature_extractor_type"}
+
+
+class MMVLMImagesKwargs(TypedDict, total=False):
+    """The fields of `MMVLMImageProcessor`; each can also be given for one call."""
+
+    size: int | list[int] | tuple[int, int] | dict[str, int] | None
+    patch_size: int
+    pooling_size: int
+    max_crops: int
+    crop_margin_patches: int
+    fit: str | None
+    resample: int | None
+    exact_resize: bool
+    do_rescale: bool
+    rescale_factor: float | int
+    do_normalize: bool
+    image_mean: float | list[float] | tuple[float, ...]
+    image_std: float | list[float] | tuple[float, ...]
+    input_data_format: str | None
+    return_tensors: str | None
+
+
+class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):  # ty: ignore[incompatible-method-override]
+    """Any pictures (see `load_rgb`) to `pixel_values` and what a model must know about them.
+
+    Args:
+        size: `{"height": S, "width": S}` or S, the side of a view in pixels.
+        patch_size: Side of the vision tower's patches in pixels.
+        pooling_size: Side in patches of the square that becomes one token; 1 for no pooling.
+        max_crops: Most crops besides the global view, 12 in Molmo; 0 for a single view, as in LLaVA.
+        crop_margin_patches: Patches per side that a crop shares with its neighbour and does not own.
+        fit: How a picture becomes square. "crop": shorter side resized, the middle kept, as the processors
+            of CLIP and LLaVA in transformers; "stretch": as that of ViT; "pad": as large as fits, in the
+            middle of a black square, as Molmo's, and the only one for crops. By default "pad" with crops,
+            else "crop".
+        resample: Filter, a value of `PIL.Image.Resampling`; by default bilinear with "pad", else bicubic.
+        exact_resize: Resize in the arithmetic of the published models: Pillow's for "crop" and "stretch",
+            float32 for "pad". `False` for 8-bit integers: at most one level of 255 away, several times as
+            fast.
+        do_rescale: Multiply pixels by `rescale_factor`.
+        rescale_factor: 1/255 makes 0..255 into 0..1.
+        do_normalize: Subtract `image_mean` and divide by `image_std`, per channel, after rescaling.
+        image_mean: One number or three; CLIP's by default.
+        image_std: One number or three; CLIP's by default.
+        input_data_format: "channels_first" or "channels_last" where an array's shape leaves it open.
+        return_tensors: "pt" or `None` for torch, "np" for numpy; given per call.
+
+    Returns, when called with `images`:
+        `pixel_values` (V, 3, S, S) float32: of each image the global view, then its crops row by row.
+        `image_grids` (I, 2) int64: rows and columns of crops; (0, 0) for a single view.
+        `image_masks` (V, N) float32, only with "pad": share of each patch that is picture, not padding.
+
+    Raises:
+        ValueError: Fields that do not fit each other, or a picture that cannot be read.
+        TypeError: An unknown field.
+    """
+
+    valid_kwargs = MMVLMImagesKwargs
+    model_input_names = ["pixel_values", "image_grids", "image_masks"]
+
+    size = {"height": 336, "width": 336}
+    patch_size = 14
+    pooling_size = 1
+    max_crops = 0
+    crop_margin_patches = 4
+    fit = None
+    resample = None
+    exact_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    input_data_format = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        fields = MMVLMImagesKwargs.__annotations__
+        unknown = sorted(kwargs.keys() - fields.keys() - SERVICE_FIELDS)
+        if unknown:
+            raise TypeError(
+                f"`{unknown[0]}` is no field of {type(self).__name__}; it has {', '.join(fields)}."
+            )
+        super().__init__(**kwargs)
+        self.fit = self.fit or ("pad" if self.max_crops else "crop")
+        self.resample = int(_default_filter(self.fit) if self.resample is None else self.resample)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in fields})
+
+    def grid_for(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of crops that an image of this size in pixels gets; (0, 0) for a single view."""
+        if not self.max_crops:
+            return 0, 0
+        per_side = self.size["height"] // self.patch_size
+        return choose_grid(height, width, self.max_crops, self.patch_size, per_side, self.crop_margin_patches)
+
+    def token_grids(self, grid: Sequence[int]) -> list[tuple[int, int]]:
+        """Rows and columns of image tokens: of the global view, then of the stitched crops if there are any.
+
+        Args:
+            grid: Rows and columns of crops, a row of `image_grids`.
+        """
+        per_side = self.size["height"] // self.patch_size
+        return token_grids(*grid, per_side, self.crop_margin_patches, self.pooling_size)
+
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: dict[str, int] | None = None
+    ) -> int:
+        """How many rows of `pixel_values` an image takes: its views. The name is transformers'.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            images_kwargs: Fields that differ for this call.
+        """
+        processor = type(self)(**{**self.to_dict(), **images_kwargs}) if images_kwargs else self
+        rows, cols = processor.grid_for(height, width)
+        return 1 + rows * cols
+
+    def fetch_images(self, image_url_or_urls: object) -> np.ndarray | list:
+        """Read pictures, in the nesting they come in; processors call this first.
+
+        Args:
+            image_url_or_urls: Pictures of any kind, see `load_rgb`. The name is transformers'.
+        """
+        numbers = count()
+
+        def read(item: object) -> np.ndarray | list:
+            if isinstance(item, list | tuple):
+                return [read(part) for part in item]
+            if isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
+                return [read(part) for part in item]
+            return load_rgb(item, f"image {next(numbers)}", self.input_data_format)
+
+        return read(image_url_or_urls)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]
+        kwargs = super()._standardize_kwargs(**kwargs, default_to_square=True)
+        return {name: value for name, value in kwargs.items() if name in self.valid_kwargs.__annotations__}
+
+    def _validate_preprocess_kwargs(self, **fields: Any) -> None:  # ty: ignore[incompatible-method-override]
+        _check_views(fields)
+        _check_colours(fields)
+
+    def _preprocess_image_like_inputs(  # ty: ignore[incompatible-method-override]
+        self, images: object, **fields: Any
+    ) -> BatchFeature:
+        pictures = load_images(images, fields.pop("input_data_format"))
+        if not pictures:
+            raise ValueError("`images` holds no image; leave the argument out where there is text alone.")
+        return self._preprocess(pictures, **fields)
+
+    def _preprocess(  # ty: ignore[incompatible-method-override]
+        self, images: list[np.ndarray], return_tensors: str | None, **fields: Any
+    ) -> BatchFeature:
+        """RGB pictures, (height, width, 3) uint8 each, and all fields to the model's inputs."""
+        data = _pad_and_crop(images, fields) if fields["fit"] == "pad" else _one_view_each(images, fields)
+        scale, shift = _affine(fields)
+        data["pixel_values"].mul_(scale).add_(shift)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _one_view_each(pictures: list[np.ndarray], fields: dict) -> dict[str, Tensor]:
+    views = fit_views(
+        pictures, fields["size"].height, fields["fit"], fields["resample"], fields["exact_resize"]
+    )
+    return {
+        "pixel_values": views.to(torch.float32, memory_format=torch.contiguous_format),
+        "image_grids": torch.zeros(len(pictures), 2, dtype=torch.int64),
+    }
+
+
+def _pad_and_crop(pictures: list[np.ndarray], fields: dict) -> dict[str, Tensor]:
+    side, patch, margin = fields["size"].height, fields["patch_size"], fields["crop_margin_patches"]
+    most, how = fields["max_crops"], (fields["resample"], fields["exact_resize"])
+    per_side = side // patch
+    step = per_side - 2 * margin  # patches from one crop to the next
+    grids = [
+        choose_grid(*picture.shape[:2], most, patch, per_side, margin) if most else (0, 0)
+        for picture in pictures
+    ]
+    counts = [1 + rows * cols for rows, cols in grids]
+    pixel_values = torch.empty(sum(counts), 3, side, side)
+    masks = torch.empty(sum(counts), per_side, per_side)
+    parts = zip(pictures, grids, pixel_values.split(counts), masks.split(counts), strict=True)
+    for picture, (rows, cols), views, shares in parts:
+        view, box = pad_to(picture, side, side, *how)
+        views[0], shares[0] = view, cover_patches(box, per_side, per_side, patch)
+        if rows * cols == 1:  # its canvas is the view
+            views[1], shares[1] = views[0], shares[0]
+        elif rows:
+            high, wide = canvas_patches(rows, cols, per_side, margin)
+            canvas, box = pad_to(picture, high * patch, wide * patch, *how)
+            views[1:].unflatten(0, (rows, cols)).copy_(cut_windows(canvas, side, step * patch))
+            covered = cover_patches(box, high, wide, patch)
+            shares[1:].unflatten(0, (rows, cols)).copy_(cut_windows(covered, per_side, step))
+    return {
+        "pixel_values": pixel_values,
+        "image_grids": torch.tensor(grids),
+        "image_masks": masks.flatten(1),
+    }
+
+
+def _affine(fields: dict) -> tuple[Tensor, Tensor]:
+    """Rescaling and normalising as one factor and one summand per channel, (3, 1, 1) each."""
+    factor = fields["rescale_factor"] if fields["do_rescale"] else 1.0
+    mean, std = (fields["image_mean"], fields["image_std"]) if fields["do_normalize"] else (0.0, 1.0)
+    mean, std = (torch.tensor(x, dtype=torch.float64).expand(3).view(3, 1, 1) for x in (mean, std))
+    return (factor / std).float(), (-mean / std).float()
+
+
+def _check_views(fields: dict) -> None:
+    size, patch, pooling, fit = (fields[name] for name in ("size", "patch_size", "pooling_size", "fit"))
+    if size is None or not size.height or size.height != size.width:
+        raise ValueError(f"`size` must be square, {{'height': S, 'width': S}} or S; got {size}.")
+    if patch < 1 or size.height % patch:
+        raise ValueError(f"`size` of {size.height} px must be a multiple of `patch_size`={patch}.")
+    if fit not in FITS:
+        raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {fit!r}.")
+    if fields["max_crops"] < 0:
+        raise ValueError(f"`max_crops` must be 0 for a single view or more, got {fields['max_crops']}.")
+    if fields["max_crops"] and fit != "pad":
+        raise ValueError(f"`max_crops`={fields['max_crops']} needs `fit`='pad', got {fit!r}.")
+    if fit == "pad" and fields["resample"] not in TORCH_MODES:
+        raise ValueError(
+            f"`fit`='pad' can resample with bilinear (2) or bicubic (3), got `resample`={fields['resample']}."
+        )
+    grid = (1, 1) if fields["max_crops"] else (0, 0)
+    token_grids(
+        *grid, size.height // patch, fields["crop_margin_patches"], pooling
+    )  # raises if it does not fit
+
+
+def _check_colours(fields: dict) -> None:
+    for name in ("image_mean", "image_std"):
+        value = fields[name]
+        numbers = list(value) if isinstance(value, Sequence) else [value]
+        if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"`{name}` must be one number or three, got {value}.")
+        if name == "image_std" and 0 in numbers:
+            raise ValueError(f"`image_std` is divided by and must not hold 0, got {value}.")
+
+
+def _default_filter(fit: str) -> int:
+    return Image.Resampling.BILINEAR if fit == "pad" else Image.Resampling.BICUBIC
