@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from huggingface_hub import HfApi
@@ -159,7 +160,8 @@ class AtomicSaveMixin:
         is_main_process: bool = True,
         state_dict: dict | None = None,
         push_to_hub: bool = False,
-        **kwargs: object,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Save as `PreTrainedModel.save_pretrained` does, with the same arguments.
 
@@ -168,11 +170,12 @@ class AtomicSaveMixin:
             is_main_process: Whether this process writes; the others only help to gather sharded weights.
             state_dict: Weights to save instead of the model's own.
             push_to_hub: Also push what was saved, by `repo_id` and the like in `kwargs`.
-            **kwargs: All else that the parent's method takes.
+            *args: All else that the parent's method takes.
+            **kwargs: By name.
         """
         save = super().save_pretrained  # ty: ignore[missing-attribute]
         if not is_main_process or kwargs.get("distributed_checkpoint"):  # all processes write one folder
-            save(save_directory, is_main_process, state_dict, push_to_hub, **kwargs)
+            save(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
             return
         with publishing_folder(save_directory, push_to_hub, kwargs) as temporary:
-            save(temporary, is_main_process, state_dict, **kwargs)
+            save(temporary, is_main_process, state_dict, False, *args, **kwargs)

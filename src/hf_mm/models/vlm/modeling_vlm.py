@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ...hub.saving import AtomicSaveMixin
 from ...imaging.crops import crop_token_index
 from ...layers.packed_mask import packed_attention_mask
 from .configuration_vlm import MMVLMConfig
@@ -49,7 +50,7 @@ class MMVLMOutput(ModelOutput):
     image_hidden_states: Tensor | None = None
 
 
-class MMVLMPreTrainedModel(PreTrainedModel):
+class MMVLMPreTrainedModel(AtomicSaveMixin, PreTrainedModel):
     """What Hugging Face needs to know of every model of this family."""
 
     config_class = MMVLMConfig
@@ -143,9 +144,7 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
             index, counts = self._crop_cells(image_grids, patches.shape[0])
             cells = patches.flatten(0, 1)[index.to(patches.device)]  # (T, P, C)
         tokens = self.connector(cells)  # (T, D)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=patches, pooler_output=list(tokens.split(counts))
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=list(tokens.split(counts)))
 
     def _padding_vectors(self, image_masks: Tensor | None) -> Tensor:
         """(V, N, C): one learned vector on patches that are all padding, another on those partly so."""
