@@ -15,7 +15,7 @@ __all__ = ["ConvStem", "StemConv"]
 
 
 class StemConv(nn.Conv2d):
-    """3x3 convolution that halves the picture; a class of its own so that a model can initialise it as one."""
+    """3x3 convolution that halves the picture; its own class, so that a model can initialise it."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         # No bias: the norm behind it would take it out again.

@@ -1,0 +1,210 @@
+"""Read and write checkpoints of architectures that a family covers but that another library defined.
+
+A family says once, as a `ForeignCheckpoint`, how the fields of the config and the names of the weights map.
+`from_pretrained` of a class with `ForeignLoadingMixin` then reads the other library's folders and Hub
+repositories as it reads our own, and `hub/export.py` writes them. Built for the checkpoints of transformers.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+__all__ = ["ForeignCheckpoint", "ForeignLoadingMixin"]
+
+# The arguments of `from_pretrained` that say where files are, not what is made of them.
+WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+
+
+class ForeignCheckpoint:
+    """One architecture of another library: how its config and weights become ours, and back.
+
+    Subclass it once per foreign model type and name the subclass's instance in `foreign_checkpoints` of the
+    models. Only the two config methods must be written; the table `names` does the weights. A checkpoint that
+    also needs arithmetic (a fused projection) extends `weights_from` and `weights_to`.
+
+    Attributes:
+        model_type: The `model_type` in the foreign `config.json`.
+        classes: The foreign class that each of our classes corresponds to, by name.
+        names: One row for each kind of weight: our name, the name to write, further names to read (of older
+            versions, or of modules as opposed to files). `{}` stands for a number, `*` for all the rest of
+            the name; each as often on both sides. The first row that fits counts.
+        prefix: Put before the names of `names` by heads, on both sides; "" for none.
+        may_lack: Patterns of foreign weights that an exported folder need not hold.
+    """
+
+    model_type: str
+    classes: Mapping[str, str]
+    names: tuple[tuple[str, ...], ...]
+    prefix: str = ""
+    may_lack: tuple[str, ...] = ()
+
+    def config_from(self, theirs: dict, weights: Collection[str], model_class: type) -> dict:
+        """The fields of our config.
+
+        Args:
+            theirs: The foreign `config.json`; fields at their default may be absent.
+            weights: Names of the weights beside it, already ours.
+            model_class: The class of ours that is being loaded.
+
+        Raises:
+            ValueError: A value that our architecture cannot express.
+        """
+        raise NotImplementedError
+
+    def config_to(self, ours: PreTrainedConfig, model_class: type) -> dict:
+        """The foreign `config.json` of a model of class `model_class`.
+
+        Raises:
+            ValueError: A value that the foreign architecture cannot express.
+        """
+        raise NotImplementedError
+
+    def weights_from(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Foreign weights under our names; a name that the table does not know stays as it is."""
+        return self._rename(theirs, source=slice(1, None), target=0)
+
+    def weights_to(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our weights under foreign names.
+
+        Raises:
+            ValueError: A weight that the foreign architecture has no place for.
+        """
+        unknown = [name for name in ours if self.renamed(name, source=slice(0, 1), target=1) is None]
+        if unknown:
+            raise ValueError(
+                f"`{unknown[0]}` ({len(unknown)} weights in all) has no place in a `{self.model_type}` "
+                "checkpoint; only the architecture that transformers defines can be exported."
+            )
+        return self._rename(ours, source=slice(0, 1), target=1)
+
+    def renamed(self, name: str, source: slice, target: int) -> str | None:
+        """`name` from one of the columns `source` of the table to the column `target`; None if unknown."""
+        prefix = self.prefix if self.prefix and name.startswith(self.prefix) else ""
+        for row in self.names:
+            for pattern in row[source]:
+                match = _compiled(pattern).fullmatch(name.removeprefix(prefix))
+                if match:
+                    return prefix + re.sub(r"\{\}|\*", "%s", row[target]) % match.groups()
+        return None
+
+    def _rename(self, weights: Mapping[str, Tensor], source: slice, target: int) -> dict[str, Tensor]:
+        renamed: dict[str, Tensor] = {}
+        for name, weight in weights.items():
+            new = self.renamed(name, source, target) or name
+            if new in renamed:
+                raise ValueError(f"Two weights of the checkpoint mean `{new}`; `{name}` is the second.")
+            renamed[new] = weight
+        return renamed
+
+
+class ForeignLoadingMixin:
+    """For models, before `PreTrainedModel`: `from_pretrained` also reads `foreign_checkpoints`."""
+
+    foreign_checkpoints: tuple[ForeignCheckpoint, ...] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: object, **kwargs: object
+    ) -> Self:
+        """Load as `PreTrainedModel.from_pretrained` does, with the same arguments.
+
+        Raises:
+            ValueError: The checkpoint is of a model type that this class neither is nor can read.
+        """
+        source = pretrained_model_name_or_path
+        where: dict[str, Any] = {name: kwargs[name] for name in WHERE if name in kwargs}
+        theirs = None if source is None or kwargs.get("gguf_file") else _read_config(source, where)
+        checkpoint = None if theirs is None else cls._foreign(str(source), theirs)
+        if source is None or theirs is None or checkpoint is None:
+            return super().from_pretrained(source, *args, **kwargs)  # ty: ignore[unresolved-attribute]
+        options = {name: value for name, value in kwargs.items() if name not in where}
+        weights = _read_weights(source, options, where)
+        if options.get("config") is None:
+            names = {checkpoint.renamed(name, slice(1, None), 0) or name for name in weights}
+            options["config"] = cls._build_config(checkpoint.config_from(theirs, names, cls), options)
+        options["state_dict"] = checkpoint.weights_from(weights)
+        loaded = super().from_pretrained(None, *args, **options)  # ty: ignore[unresolved-attribute]
+        model = loaded[0] if options.get("output_loading_info") else loaded
+        model.name_or_path = model.config.name_or_path = str(source)
+        if model.can_generate() and options.get("generation_config") is None:
+            with suppress(OSError):  # without a file of it, the one made from the config stays
+                model.generation_config = GenerationConfig.from_pretrained(source, **where)
+        return loaded
+
+    @classmethod
+    def _foreign(cls, source: str, theirs: dict) -> ForeignCheckpoint | None:
+        """The table that reads a checkpoint, None when it is one of our own."""
+        model_type = theirs.get("model_type")
+        own = cls.config_class.model_type  # ty: ignore[unresolved-attribute]
+        if model_type == own:
+            return None
+        for checkpoint in cls.foreign_checkpoints:
+            if checkpoint.model_type == model_type:
+                return checkpoint
+        known = ", ".join([own, *(checkpoint.model_type for checkpoint in cls.foreign_checkpoints)])
+        raise ValueError(
+            f"{source} holds a model of type {model_type!r}; {cls.__name__} reads: {known}. Load it with "
+            "`AutoModel`, or with the class that its `config.json` names under `architectures`."
+        )
+
+    @classmethod
+    def _build_config(cls, fields: dict, options: dict) -> PreTrainedConfig:
+        """Our config of converted `fields`; takes changes to it, such as `num_labels`, out of `options`."""
+        config_class = cls.config_class  # ty: ignore[unresolved-attribute]
+        config = config_class(**fields)
+        loading = {"config", "dtype", "torch_dtype"}  # `from_pretrained` itself needs these
+        for name in [name for name in options if hasattr(config, name) and name not in loading]:
+            fields[name] = options.pop(name)
+        return config_class(**fields)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"))
+
+
+def _read_config(source: str | Path, where: dict) -> dict | None:
+    """The `config.json` of a folder or repository; None when there is none (an adapter, a broken id)."""
+    path = cached_file(
+        source,
+        CONFIG_NAME,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **where,
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _read_weights(source: str | Path, options: dict, where: dict) -> dict[str, Tensor]:
+    """All weights of a checkpoint by name; takes what chooses between its files out of `options`."""
+    variant, safe = options.pop("variant", None), options.pop("use_safetensors", None)
+    files = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
+    files = files[2:] if safe is False else files[:2] if safe else files
+    if variant:
+        files = [f".{variant}.".join(name.rsplit(".", 1)) for name in files]  # as transformers names them
+    for name in files:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+        if path is None:
+            continue
+        shards = get_checkpoint_shard_files(source, path, **where)[0] if path.endswith(".json") else [path]
+        weights_only = options.get("weights_only", True)
+        parts = [load_state_dict(shard, weights_only=weights_only) for shard in shards]
+        return {name: weight for part in parts for name, weight in part.items()}
+    raise FileNotFoundError(f"{source} holds no weights; wanted one of {', '.join(files)}.")
