@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_right
 from functools import lru_cache
+from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -35,7 +36,7 @@ def prepare_messages(
 
 
 def assistant_spans(
-    messages: list[dict], template: str, variables: dict[str, object]
+    messages: list[dict], template: str, variables: dict[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
     """A rendered conversation, and from which to which character the assistant speaks in each of its turns.
 
@@ -57,14 +58,15 @@ def assistant_spans(
         roles = [message["role"] for message in messages]
         raise ValueError(f"The conversation has no assistant's turn to learn from, only {roles}.")
     if GENERATION_BLOCK.search(template):
-        texts, spans = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [messages], chat_template=template, return_assistant_tokens_mask=True, **variables
         )
+        texts, spans = rendered
         if not spans[0]:
             raise ValueError(
                 "The chat template has `{% generation %}` but marks nothing in this conversation."
             )
-        return texts[0], [tuple(span) for span in spans[0]]
+        return texts[0], spans[0]
     text = _render(messages, template, variables)
     spans = [
         _turn(text, messages, turn, template, variables)

@@ -7,6 +7,7 @@ bracketed tokens only where the processor names them (Molmo, https://arxiv.org/a
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,6 @@ CROP_TOKENS = {
     "image_column_token": "<im_col>",
 }
 
-# Arguments of `apply_chat_template` that its templates do not see.
-NOT_FOR_TEMPLATES = {
-    "return_tensors",
-    "add_generation_prompt",
-    "continue_final_message",
-    "load_audio_from_video",
-}
-
 # For tokenizers that bring no template: words that any vocabulary has. The line break after an image is
 # LLaVA's.
 CHAT_TEMPLATE = (
@@ -48,10 +41,8 @@ CHAT_TEMPLATE = (
 
 def user_message(text: str, images: int = 1) -> dict:
     """A user's turn with `images` image parts and then `text`; how questions are put everywhere here."""
-    return {
-        "role": "user",
-        "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}],
-    }
+    words = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [*({"type": "image"} for _ in range(images)), *words]}
 
 
 class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
@@ -95,7 +86,8 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         layout = (self.image_token, self.image_start_token, self.image_end_token, self.image_column_token)
         ids = {token: self._token_id(token) for token in layout if token is not None}
         self.image_token_id = ids[image_token]
-        self._unlabelled_ids = frozenset(ids.values())
+        self.unlabelled_ids = frozenset(ids.values())
+        self._layout_ids: dict[tuple[int, int], list[int]] = {}
 
     @staticmethod
     def add_image_tokens(tokenizer: PreTrainedTokenizerBase, crops: bool = False) -> int:
@@ -120,17 +112,18 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         grids = self.image_processor.token_grids((int(grid[0]), int(grid[1])))
         return "".join(start + (self.image_token * cols + column) * rows + end for rows, cols in grids)
 
+    def image_layout_ids(self, grid: tuple[int, int]) -> list[int]:
+        """`image_layout` as tokens; the list is shared between calls, not to be modified."""
+        if grid not in self._layout_ids:
+            self._layout_ids[grid] = self.tokenizer.encode(self.image_layout(grid), add_special_tokens=False)
+        return self._layout_ids[grid]
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: object) -> str:
         """What the inherited call puts in the place of the image's placeholder."""
         return self.image_layout(image_inputs["image_grids"][image_idx])
 
     def prepare_inputs_layout(
-        self,
-        images: object = None,
-        text: object = None,
-        videos: object = None,
-        audio: object = None,
-        **kwargs: object,
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> tuple:
         """Texts as a list, images as one flat list of RGB arrays, in the order of their placeholders.
 
@@ -155,37 +148,56 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         self,
         conversation: list,
         chat_template: str | None = None,
-        tokenize: bool = False,
-        return_dict: bool = False,
-        return_labels: bool = False,
+        tools: list | None = None,
+        documents: list[dict] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
         return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
+        load_audio_from_video: bool = False,
         processor_kwargs: dict | None = None,
-        **kwargs: object,
-    ) -> str | list[str] | list[list[int]] | BatchFeature:
+        sanitize_control_tokens: bool = False,
+        return_labels: bool = False,
+        **variables: Any,
+    ) -> Any:
         """Render one conversation or a list of them, and process them with their images.
 
         As the inherited method, with two differences: any template of a tokenizer will do, and `labels`.
 
         Args:
-            conversation: Messages of `role` and `content`, a text or a list of `{"type": "text", "text":
-                ...}` and `{"type": "image", "image": ...}` parts; or a list of conversations.
+            conversation: Messages of `role` and `content`, a text or a list of parts,
+                `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`; or several of these.
             chat_template: Another template than the processor's own.
+            tools: For templates that know them, as `documents`.
+            documents: For templates that know them.
+            add_generation_prompt: End with what comes before an answer.
+            continue_final_message: End inside the last turn.
+            return_assistant_tokens_mask: Add `assistant_masks`, 1 on the tokens that `labels` would keep.
             tokenize: Return tokens and pixels, not text.
+            return_tensors: "pt" for tensors.
             return_dict: Return all model inputs, not `input_ids` only.
-            return_labels: Add `labels`: the tokens of the assistant's turns, with the one that ends the
-                turn; -100 elsewhere and always on images. Templates with `{% generation %}` say which these
-                are; for others the conversation is rendered up to each turn and compared.
-            return_assistant_tokens_mask: Add `assistant_masks`, 1 on the same tokens.
+            load_audio_from_video: Of no effect, there are no videos.
             processor_kwargs: Arguments of the call, such as `padding`, `padding_side` and `max_length`.
-            kwargs: More arguments of the inherited method, and variables of the template.
+            sanitize_control_tokens: Take control tokens in the messages as plain text.
+            return_labels: Add `labels`: the assistant's tokens, with those that end its turns; -100 elsewhere
+                and always on images. Templates with `{% generation %}` say which these are; for others the
+                conversation is rendered up to each turn and compared.
+            variables: More variables of the template.
 
         Raises:
             ValueError: Images and placeholders do not match; a conversation has nothing to learn from; the
                 template does not render a beginning of the conversation as it renders the whole.
         """
-        template = self._resolve_chat_template(chat_template)
         if not conversation:
             raise ValueError("The conversation is empty; give at least one turn.")
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "sanitize_control_tokens": sanitize_control_tokens,
+        }
+        template = self._resolve_chat_template(chat_template)
         batched = isinstance(conversation[0], list | tuple)
         chats, images = self._prepare(conversation if batched else [conversation], template)
         call = dict(processor_kwargs or {})
@@ -193,41 +205,43 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
             call["images"] = images if batched else images[0]
         marked = return_labels or return_assistant_tokens_mask
         if marked:
-            self._check_markable(tokenize, return_dict, kwargs)
+            self._check_markable(tokenize and return_dict, options)
             call.update(return_offsets_mapping=True, return_text_replacement_offsets=True)
-        output = super().apply_chat_template(
+        variables = {**variables, "tools": tools, "documents": documents}
+        output: Any = super().apply_chat_template(
             chats if batched else chats[0],
             chat_template=template,
             tokenize=tokenize,
+            return_tensors=return_tensors or call.get("return_tensors"),
             return_dict=return_dict,
             processor_kwargs=call,
-            **kwargs,
+            **options,
+            **variables,
         )
         if marked:
-            labels = self._labels(output, chats, template, kwargs)
-            if return_labels:
-                output["labels"] = labels
-            if return_assistant_tokens_mask:
-                output["assistant_masks"] = [[int(label != IGNORED_LABEL) for label in row] for row in labels]
-            output.convert_to_tensors(_kind_of(output["input_ids"]), skip_tensor_conversion=None)
+            kinds = {"labels": return_labels, "assistant_masks": return_assistant_tokens_mask}
+            self._mark(output, chats, template, variables, [name for name, wanted in kinds.items() if wanted])
         return output
 
     def render_chats(
-        self, conversations: Sequence[list[dict]], chat_template: str | None = None, first_row: int = 0
+        self,
+        conversations: Sequence[list[dict]],
+        chat_template: str | None = None,
+        names: Sequence[str] | None = None,
     ) -> list[tuple[str, list[tuple[int, int]]]]:
         """Conversations as text, one placeholder per image, and where in it the assistant speaks.
 
         Args:
             conversations: As for `apply_chat_template`.
             chat_template: Another template than the processor's own.
-            first_row: The number of the first one, for errors.
+            names: What to call each of them in errors; "Row 0", "Row 1", ... if not given.
 
         Raises:
             ValueError: As for `apply_chat_template`; the row is named.
         """
         template = self._resolve_chat_template(chat_template)
         chats, _ = self._prepare(conversations, template)
-        return self._spans(chats, template, {}, first_row)
+        return self._spans(chats, template, {}, names)
 
     def _prepare(self, conversations: Sequence[list[dict]], template: str) -> tuple[list, list]:
         variables = self.tokenizer.special_tokens_map
@@ -235,22 +249,23 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         return [messages for messages, _ in prepared], [images for _, images in prepared]
 
     def _spans(
-        self, chats: list, template: str, variables: dict, first_row: int = 0
+        self, chats: list, template: str, variables: dict, names: Sequence[str] | None = None
     ) -> list[tuple[str, list]]:
         variables = {**self.tokenizer.special_tokens_map, **variables}
         rendered = []
-        for row, chat in enumerate(chats, first_row):
+        for row, chat in enumerate(chats):
             try:
                 rendered.append(assistant_spans(chat, template, variables))
             except ValueError as error:
-                raise ValueError(f"Row {row}: {error}") from error
+                raise ValueError(f"{names[row] if names else f'Row {row}'}: {error}") from error
         return rendered
 
-    def _labels(self, output: BatchFeature, chats: list, template: str, variables: dict) -> list[list[int]]:
-        """Labels of a processed batch; takes the character offsets out of it."""
+    def _mark(
+        self, output: BatchFeature, chats: list, template: str, variables: dict, names: list[str]
+    ) -> None:
+        """Add `labels` or `assistant_masks` to a processed batch, in the place of character offsets."""
         offsets = output.pop("offset_mapping")
         replaced = output.pop("text_replacement_offsets")
-        variables = {name: value for name, value in variables.items() if name not in NOT_FOR_TEMPLATES}
         labels = []
         for row, (_, spans) in enumerate(self._spans(chats, template, variables)):
             ends = [item["span"][1] for item in replaced[row]]
@@ -258,19 +273,21 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
             moved = [tuple(char + gains[bisect_right(ends, char)] for char in span) for span in spans]
             ids = [int(token) for token in output["input_ids"][row]]
             reach = [(int(first), int(last)) for first, last in offsets[row]]
-            labels.append(label_tokens(ids, reach, moved, self._unlabelled_ids))
+            labels.append(label_tokens(ids, reach, moved, self.unlabelled_ids))
             if not any(label != IGNORED_LABEL for label in labels[-1]):
                 raise ValueError(
-                    f"Row {row} keeps none of the assistant's tokens in its {len(ids)}; raise `max_length` or "
-                    "leave the row out."
+                    f"Row {row} keeps none of the assistant's tokens in its {len(ids)}; raise "
+                    "`max_length` or leave the row out."
                 )
-        return labels
+        masks = [[int(label != IGNORED_LABEL) for label in row] for row in labels]
+        made = {"labels": labels, "assistant_masks": masks}
+        output.update({name: _like(output["input_ids"], made[name]) for name in names})
 
-    def _check_markable(self, tokenize: bool, return_dict: bool, options: dict) -> None:
-        if not (tokenize and return_dict):
+    def _check_markable(self, gives_tokens: bool, options: dict[str, Any]) -> None:
+        if not gives_tokens:
             raise ValueError("`return_labels` needs `tokenize=True` and `return_dict=True`.")
-        for option in ("add_generation_prompt", "continue_final_message", "sanitize_control_tokens"):
-            if options.get(option):
+        for option, value in options.items():
+            if value:
                 raise ValueError(f"`return_labels` is for finished conversations; leave `{option}` out.")
         if not self.tokenizer.is_fast:
             raise ValueError(
@@ -306,8 +323,8 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         if len(ids) != 1 or (ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
             raise ValueError(
                 f"The tokenizer has no token {token!r}; add it with "
-                f"`MMVLMProcessor.add_image_tokens(tokenizer, crops={self.image_processor.max_crops > 0})` or "
-                "`tokenizer.add_special_tokens(...)`, and resize the model's embeddings."
+                f"`MMVLMProcessor.add_image_tokens(tokenizer, crops={self.image_processor.max_crops > 0})` "
+                "or `tokenizer.add_special_tokens(...)`, and resize the model's embeddings."
             )
         return ids[0]
 
@@ -326,7 +343,7 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
                 )
 
 
-def _rows_of_images(images: object) -> list[list]:
+def _rows_of_images(images: Any) -> list[list]:
     """Images as one list per row; a flat list is one row."""
     if images is None:
         return []
@@ -337,7 +354,8 @@ def _rows_of_images(images: object) -> list[list]:
     return [list(images)]
 
 
-def _kind_of(input_ids: object) -> str | None:
-    if isinstance(input_ids, torch.Tensor):
-        return "pt"
-    return "np" if isinstance(input_ids, np.ndarray) else None
+def _like(kind: object, rows: list[list[int]]) -> Any:
+    """Rows as what `kind` is: a tensor, an array or lists."""
+    if isinstance(kind, torch.Tensor):
+        return torch.tensor(rows)
+    return np.array(rows) if isinstance(kind, np.ndarray) else rows

@@ -1,0 +1,79 @@
+"""Encoded rows to the inputs of a vision-language model."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..imaging.loading import load_rgb
+from ..models.vlm.processing_vlm import MMVLMProcessor
+
+__all__ = ["VLMCollator"]
+
+
+class VLMCollator:
+    """Pads rows of `encode_rows` on the right and processes their images.
+
+    Args:
+        processor: The one the rows were encoded with.
+        packed: Whether the rows are packed.
+        pad_to_multiple_of: Make the length a multiple of this.
+        augment: Called with each image as PIL picture, returns the picture to train on; of the same size,
+            if the image processor makes crops.
+
+    Raises:
+        ValueError: The tokenizer has no token to pad with.
+    """
+
+    def __init__(
+        self,
+        processor: MMVLMProcessor,
+        packed: bool = True,
+        pad_to_multiple_of: int | None = None,
+        augment: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> None:
+        tokenizer = processor.tokenizer
+        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if filler is None:
+            raise ValueError(
+                "The tokenizer has no `pad_token`; set one, such as `tokenizer.pad_token = '<pad>'`."
+            )
+        self.processor = processor
+        self.packed = packed
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.augment = augment
+        self.fillers = {"input_ids": filler, "labels": -100}
+        if packed:
+            self.fillers |= {"position_ids": 0, "document_ids": 0, "branch_ids": 0}
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        """Inputs of the model: `attention_mask` only for unpacked rows, pixels only if there are images.
+
+        Raises:
+            ValueError: A row lacks a column.
+        """
+        for number, row in enumerate(rows):
+            missing = [name for name in ("images", *self.fillers) if name not in row]
+            if missing:
+                raise ValueError(
+                    f"Row {number} of the batch has no {missing}, only {sorted(row)}; encode rows with "
+                    f"`packed={self.packed}`, and keep all columns (`remove_unused_columns=False`)."
+                )
+        batch = {name: self._pad([row[name] for row in rows], value) for name, value in self.fillers.items()}
+        if not self.packed:
+            batch["attention_mask"] = self._pad([[1] * len(row["input_ids"]) for row in rows], 0)
+        images = [image for row in rows for image in row["images"]]
+        if images:
+            batch |= self._pixels(images)
+        return batch
+
+    def _pad(self, sequences: list[list[int]], value: int) -> Tensor:
+        multiple = self.pad_to_multiple_of or 1
+        length = -(-max(map(len, sequences)) // multiple) * multiple
+        return torch.tensor([[*sequence, *[value] * (length - len(sequence))] for sequence in sequences])
+
+    def _pixels(self, images: list) -> dict[str, Tensor]:
+        if self.augment is not None:
+            images = [self.augment(Image.fromarray(load_rgb(image))) for image in images]
+        return dict(self.processor.image_processor(images, return_tensors="pt"))
