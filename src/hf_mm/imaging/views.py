@@ -2,8 +2,7 @@
 
 Three ways to make a picture square: "crop", its shorter side resized and the middle kept (CLIP, LLaVA);
 "stretch" (ViT); "pad", as large as fits in the middle of a black square (Molmo). Resizing is exact in the
-arithmetic of the published models, or done in 8-bit integers, at most one level of 255 away and several times
-as fast.
+arithmetic of the published models, or done in 8-bit integers, several times as fast and a level of 255 away.
 
 Shapes: H x W pixels of a picture, S side of a view in pixels, P patches per side of a view.
 """
