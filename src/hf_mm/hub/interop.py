@@ -75,6 +75,19 @@ class ForeignCheckpoint:
         """
         raise NotImplementedError
 
+    def processor_to(self, processor: Any) -> Any:
+        """What prepares the inputs, as one that transformers alone can load; itself when it is stock.
+
+        Raises:
+            ValueError: It is of our own and this architecture has no counterpart.
+        """
+        if type(processor).__module__.split(".")[0] != "transformers":
+            raise ValueError(
+                f"{type(processor).__name__} has no counterpart that goes with `{self.model_type}`; save the "
+                "model with a processor of transformers, or without one."
+            )
+        return processor
+
     def weights_from(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Foreign weights under our names; a name that the table does not know stays as it is."""
         return self._rename(theirs, source=slice(1, None), target=0)

@@ -115,7 +115,7 @@ class ViTCheckpoint(ForeignCheckpoint):
                 f"{' or '.join(map(repr, poolings))} only; {instead}"
             )
         values = ours.to_dict()
-        fields = {theirs: values[field] for field, theirs in VIT_FIELDS.items() if field in values}
+        fields = {name: values[field] for field, name in VIT_FIELDS.items() if values.get(field) is not None}
         return fields | {"encoder_stride": ours.patch_size, "pooler_act": "tanh"}
 
     @staticmethod
