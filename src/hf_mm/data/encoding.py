@@ -6,21 +6,13 @@ collator reads them. Text is tokenised with one placeholder per image, and the i
 afterwards.
 """
 
-import io
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from pathlib import Path
 
-from PIL import Image
-
-from ..imaging.loading import load_rgb
-from ..models.vlm.chat_vlm import IGNORED_LABEL, label_tokens
+from ..models.vlm.chat_vlm import label_tokens, put_images_in
 from ..models.vlm.processing_vlm import MMVLMProcessor
 from .packing import pack_branches
 
 __all__ = ["encode", "encode_rows", "encoder"]
-
-EXIF_ORIENTATION = 0x0112  # above 4 the picture is stored lying on its side
 
 
 def encode(processor: MMVLMProcessor, row: dict, packed: bool = True) -> list[dict]:
@@ -58,23 +50,18 @@ def encode_rows(
     conversations = zip(names, chats, *tokens, strict=True)
     encoded = []
     for number, row in enumerate(rows, first_row):
+        images = row["images"]
         layouts = [
-            _layout(processor, image, f"Row {number}, image {i}") for i, image in enumerate(row["images"])
+            processor.image_tokens(image, f"Row {number}, image {i}") for i, image in enumerate(images)
         ]
-        parts = []
-        for _ in row["conversations"]:
-            name, (_, spans), ids, offsets = next(conversations)
-            labels = label_tokens(ids, offsets, spans, processor.unlabelled_ids)
-            parts.append(_put_images_in(name, ids, labels, layouts, processor))
-        if packed:
-            try:
-                encoded.append({"images": row["images"], **pack_branches(parts, processor.unlabelled_ids)})
-            except ValueError as error:
-                raise ValueError(f"Row {number}: {error}") from error
-        else:
-            encoded += [
-                {"images": row["images"], "input_ids": ids, "labels": labels} for ids, labels in parts
-            ]
+        parts = [_finish(processor, layouts, *next(conversations)) for _ in row["conversations"]]
+        if not packed:
+            encoded += [{"images": images, "input_ids": ids, "labels": labels} for ids, labels in parts]
+            continue
+        try:
+            encoded.append({"images": images, **pack_branches(parts, processor.unlabelled_ids)})
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
     return encoded
 
 
@@ -116,44 +103,17 @@ def _tokenize(processor: MMVLMProcessor, texts: Sequence[str]) -> tuple[list, li
     return output["input_ids"], output["offset_mapping"]
 
 
-def _layout(processor: MMVLMProcessor, image: object, name: str) -> list[int]:
-    """The tokens of an image."""
-    image_processor = processor.image_processor
-    grid = image_processor.grid_for(*_height_width(image, name)) if image_processor.max_crops else (0, 0)
-    return processor.image_layout_ids(tuple(grid))
-
-
-def _height_width(image: object, name: str) -> tuple[int, int]:
-    """Size in pixels as it will be seen; of files only the head is read."""
-    source = image
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    try:
-        opened = Image.open(source) if isinstance(source, io.BytesIO | str | Path) else source
-    except OSError:
-        opened = None
-    if not isinstance(opened, Image.Image):
-        return load_rgb(image, name).shape[:2]
-    width, height = opened.size
-    return (width, height) if opened.getexif().get(EXIF_ORIENTATION, 1) > 4 else (height, width)
-
-
-def _put_images_in(
-    name: str, ids: list[int], labels: list[int], layouts: list[list[int]], processor: MMVLMProcessor
+def _finish(
+    processor: MMVLMProcessor,
+    layouts: list[list[int]],
+    name: str,
+    chat: tuple[str, list[tuple[int, int]]],
+    ids: list[int],
+    offsets: list[tuple[int, int]],
 ) -> tuple[list[int], list[int]]:
-    """Put the tokens of the images in the place of their placeholders."""
-    places = [i for i, token in enumerate(ids) if token == processor.image_token_id]
-    if len(places) != len(layouts):
-        raise ValueError(
-            f"{name} has {len(places)} `{processor.image_token}` but {len(layouts)} images; write one for "
-            "each image, where it belongs."
-        )
-    starts = [0, *(place + 1 for place in places)]
-    pieces = zip(starts, [*places, len(ids)], [*layouts, []], strict=True)
-    joined = [(ids[first:last], labels[first:last], layout) for first, last, layout in pieces]
-    return (
-        list(chain.from_iterable(part + layout for part, _, layout in joined)),
-        list(chain.from_iterable(part + [IGNORED_LABEL] * len(layout) for _, part, layout in joined)),
-    )
+    """Tokens and labels of one conversation, its images put in."""
+    labels = label_tokens(ids, offsets, chat[1], processor.unlabelled_ids)
+    try:
+        return put_images_in(ids, labels, layouts, processor.image_token_id)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-__all__ = ["IGNORED_LABEL", "assistant_spans", "label_tokens", "prepare_messages"]
+__all__ = ["IGNORED_LABEL", "assistant_spans", "label_tokens", "prepare_messages", "put_images_in"]
 
 IGNORED_LABEL = -100  # what cross-entropy skips
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -97,6 +97,35 @@ def label_tokens(
         said = span < len(spans) and spans[span][0] < last and first < last and token not in unlabelled
         labels.append(token if said else IGNORED_LABEL)
     return labels
+
+
+def put_images_in(
+    input_ids: list[int], labels: list[int], layouts: list[list[int]], image_token_id: int
+) -> tuple[list[int], list[int]]:
+    """Put the tokens of each image in the place of its placeholder; they are never a label.
+
+    Args:
+        input_ids: Tokens of a text.
+        labels: As many.
+        layouts: The tokens of each image.
+        image_token_id: The placeholder.
+
+    Returns:
+        Tokens and labels.
+
+    Raises:
+        ValueError: There are more or fewer placeholders than images.
+    """
+    places = [i for i, token in enumerate(input_ids) if token == image_token_id]
+    if len(places) != len(layouts):
+        raise ValueError(
+            f"{len(places)} image placeholders but {len(layouts)} images; write one for each image, where it "
+            "belongs."
+        )
+    for place, layout in zip(reversed(places), reversed(layouts), strict=True):
+        input_ids = input_ids[:place] + layout + input_ids[place + 1 :]
+        labels = labels[:place] + [IGNORED_LABEL] * len(layout) + labels[place + 1 :]
+    return input_ids, labels
 
 
 def _parts(message: dict, images: list[object]) -> list[dict]:

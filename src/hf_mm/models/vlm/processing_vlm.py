@@ -5,12 +5,15 @@ features. Layout of an image: for each of its grids `[start] rows x (columns x <
 bracketed tokens only where the processor names them (Molmo, https://arxiv.org/abs/2409.17146, section 2).
 """
 
+import io
 from bisect import bisect_right
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ...hub.remote_code import RemoteCodeMixin
@@ -25,6 +28,8 @@ CROP_TOKENS = {
     "image_end_token": "<im_end>",
     "image_column_token": "<im_col>",
 }
+
+EXIF_ORIENTATION = 0x0112  # above 4 the picture is stored lying on its side
 
 # For tokenizers that bring no template: words that any vocabulary has. The line break after an image is
 # LLaVA's.
@@ -112,8 +117,18 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         grids = self.image_processor.token_grids((int(grid[0]), int(grid[1])))
         return "".join(start + (self.image_token * cols + column) * rows + end for rows, cols in grids)
 
-    def image_layout_ids(self, grid: tuple[int, int]) -> list[int]:
-        """`image_layout` as tokens; the list is shared between calls, not to be modified."""
+    def image_tokens(self, image: object, name: str = "image") -> list[int]:
+        """The tokens that an image becomes; of a file only the head is read, for its size.
+
+        Args:
+            image: See `load_rgb`.
+            name: What to call it in errors.
+
+        Returns:
+            Token ids, in a list shared between calls: not to be modified.
+        """
+        crops = self.image_processor.max_crops
+        grid = self.image_processor.grid_for(*_height_width(image, name)) if crops else (0, 0)
         if grid not in self._layout_ids:
             self._layout_ids[grid] = self.tokenizer.encode(self.image_layout(grid), add_special_tokens=False)
         return self._layout_ids[grid]
@@ -341,6 +356,24 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
                     f"Row {row} has {whole} `{self.image_token}` tokens, of which {kept} are left after "
                     f"cutting to {len(ids)} tokens; raise `max_length` or shorten the text."
                 )
+
+
+def _height_width(image: object, name: str) -> tuple[int, int]:
+    """Size in pixels as it will be seen."""
+    source = image
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    try:
+        opened = Image.open(source) if isinstance(source, io.BytesIO | str | Path) else source
+    except OSError:  # an address, or broken: `load_rgb` says which
+        opened = None
+    if not isinstance(opened, Image.Image):
+        height, width, _ = load_rgb(image, name).shape
+        return height, width
+    width, height = opened.size
+    return (width, height) if opened.getexif().get(EXIF_ORIENTATION, 1) > 4 else (height, width)
 
 
 def _rows_of_images(images: Any) -> list[list]:
