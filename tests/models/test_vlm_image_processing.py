@@ -119,7 +119,7 @@ def test_pad_puts_the_whole_picture_on_black(size):
 
 @pytest.mark.parametrize("size", [(31, 47), (64, 90), (150, 40), (40, 150), (20, 20), (200, 210), (10, 90)])
 def test_stitched_crops_are_the_resized_picture(size):
-    """Gather the patches of each token, lay them out in reading order: the canvas comes back, and the view."""
+    """Gather the patches of each token, lay them in reading order: the canvas comes back, and the view."""
     image, processor = picture(*size), molmo(**RAW)
     out = processor(image)
     grid = tuple(out["image_grids"][0].tolist())
