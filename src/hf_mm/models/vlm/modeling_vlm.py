@@ -19,11 +19,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ...hub.interop import ForeignLoadingMixin
 from ...hub.saving import AtomicSaveMixin
 from ...imaging.crops import crop_token_index
 from ...layers.packed_mask import packed_attention_mask
 from .configuration_vlm import MMVLMConfig
 from .connector_vlm import build_connector
+from .convert_vlm import LLAVA_CHECKPOINT
 from .vision_tower_vlm import VisionTower
 
 __all__ = ["MMVLMForConditionalGeneration", "MMVLMOutput", "MMVLMPreTrainedModel"]
@@ -50,16 +52,19 @@ class MMVLMOutput(ModelOutput):
     image_hidden_states: Tensor | None = None
 
 
-class MMVLMPreTrainedModel(AtomicSaveMixin, PreTrainedModel):
+class MMVLMPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrainedModel):
     """What Hugging Face needs to know of every model of this family."""
 
     config_class = MMVLMConfig
+    foreign_checkpoints = (LLAVA_CHECKPOINT,)
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["CellAttention"]
     _skip_keys_device_placement = ["past_key_values"]
+    # Published checkpoints hold all blocks of their tower, also those above the last one in use.
+    _keys_to_ignore_on_load_unexpected = [r"^vision_tower\.encoder\."]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

@@ -45,7 +45,10 @@ class VisionTower(nn.Module):
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """Weights that run on the way but feed nothing: the pooler, and behind a hidden state the final norm."""
-        idle = [module for name, module in self.encoder.named_children() if name in ("pooler", "head")]
+        names = {"pooler", "head"}
+        if self.encoder.config.model_type == "clip_vision_model":
+            names.add("post_layernorm")  # CLIP's final norm is for the pooled state only
+        idle = [module for name, module in self.encoder.named_children() if name in names]
         if self.layers is not None:
             idle += self._behind_blocks()
         return [weight for module in idle for weight in module.parameters()]
