@@ -16,6 +16,8 @@ import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from ..imaging.points import write_points
+
 __all__ = [
     "ANSWERS",
     "COLOURS",
@@ -112,13 +114,15 @@ def easy_vqa_points(split: Split = "train") -> Dataset:
     shapes = {image_id: shape for image_id, shape in shapes.items() if shape}
     pictures = [np.asarray(PILImage.open(paths[image_id]).convert("RGB")) for image_id in shapes]
     points = [shape_centre(picture) for picture in pictures]
-    sizes = [picture.shape[1::-1] for picture in pictures]
     return Dataset.from_dict(
         {
             "image": [paths[image_id] for image_id in shapes],
             "image_id": list(shapes),
             "question": [f"where is the {shape}?" for shape in shapes.values()],
-            "answer": [_point(*item) for item in zip(points, sizes, shapes.values(), strict=True)],
+            "answer": [
+                write_points([point], shape, width=picture.shape[1], height=picture.shape[0])
+                for point, shape, picture in zip(points, shapes.values(), pictures, strict=True)
+            ],
             "point": points,
         },
         features=_features(
@@ -189,11 +193,6 @@ def _only(facts: dict[str, bool], names: tuple[str, ...]) -> str | None:
     """The one of `names` that holds: said to hold, or left when all others are said not to."""
     held = [name for name in names if facts.get(name)] or [name for name in names if name not in facts]
     return held[0] if len(held) == 1 else None
-
-
-def _point(point: tuple[float, float], size: tuple[int, int], shape: str) -> str:
-    x, y = (100 * place / side for place, side in zip(point, size, strict=True))
-    return f'<point x="{x:.1f}" y="{y:.1f}" alt="{shape}">{shape}</point>'
 
 
 def _features(**texts: object) -> Features:

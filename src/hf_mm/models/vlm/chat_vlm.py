@@ -152,14 +152,16 @@ def _parts(message: dict, images: list[object]) -> list[dict]:
 
 
 def _as_text(parts: list[dict], image_token: str) -> str:
-    """Parts as one text; an image that text follows is on a line of its own, as in LLaVA."""
-    text = ""
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        if part["type"] == "text":
-            text += part["text"]
+    """Parts as one text; images that open a turn stand on a line of their own, as in LLaVA."""
+    text, only_images = "", False
+    for part in parts:
+        if part["type"] == "image":
+            only_images = only_images or not text
+            text += image_token
         else:
-            breaks = following and following.get("text") and not following["text"].startswith("\n")
-            text += image_token + ("\n" if breaks else "")
+            breaks = only_images and part["text"] and not part["text"][0].isspace()
+            text += ("\n" if breaks else "") + part["text"]
+            only_images = only_images and not part["text"]
     return text
 
 
