@@ -118,7 +118,7 @@ def write_points(points: Sequence[tuple[float, float]], label: str, *, width: fl
 
 
 def write_count(points: Sequence[tuple[float, float]], label: str, *, width: float, height: float) -> str:
-    """The text that counts by pointing, "Counting the <points ...> shows a total of 2."; see `write_points`."""
+    """The text that counts by pointing: "Counting the <points ...> shows a total of 2."."""
     places = write_points(points, label, width=width, height=height)
     return f"Counting the {places} shows a total of {len(points)}." if points else places
 
