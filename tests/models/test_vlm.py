@@ -173,7 +173,7 @@ def test_a_saved_model_does_not_generate_image_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_token_id": 64}, r"`image_token_id`=64 is not in the language model's vocabulary of 64"),
+        ({"image_token_id": 64}, r"`image_token_id`=64 is not in the vocabulary of 64"),
         ({"vision_feature_layer": -4}, r"`vision_feature_layer`=-4 must name hidden states of a tower of 2"),
         ({"vision_feature_layer": []}, r"`vision_feature_layer`=\[\] must name"),
         ({"pooling_size": 3}, r"`pooling_size`=3 must divide the 4 patches"),
@@ -199,6 +199,6 @@ def test_bad_inputs_are_named():
         tiny_model(crop_margin_patches=0).get_image_features(pictures(2), torch.tensor([[1, 2]]))
     with pytest.raises(ValueError, match="`image_masks` is missing"):
         tiny_model(padding_embedding=True).get_image_features(pictures(1))
+    model.vision_tower.encoder.blocks = torch.nn.Sequential(*model.vision_tower.encoder.blocks)
     with pytest.raises(ValueError, match="has 0 lists of 2 blocks"):
-        model.vision_tower.encoder.blocks = torch.nn.Sequential(*model.vision_tower.encoder.blocks)
         MMVLMForConditionalGeneration(tiny_config(vision_feature_layer=-2), model.vision_tower.encoder)

@@ -52,7 +52,8 @@ def loss_and_gradients(model, **inputs):
         Qwen2Config(**SMALL | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 6,
                                "max_window_layers": 1}),
         MistralConfig(**SMALL | {"model_type": "mistral", "sliding_window": 5}),
-        GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
+                   attn_pdrop=0.0),
     ],
     ids=lambda config: config.model_type,
 )  # fmt: skip

@@ -99,7 +99,7 @@ def tower_of_group(name: str) -> str:
 def build_optimizer(
     model: nn.Module, args: TrainingArguments, rates: Mapping[str, float] | None = None
 ) -> Optimizer:
-    """The optimizer that `args` asks for, over `parameter_groups`; goes into `Trainer(optimizers=(it, None))`."""
+    """The optimizer that `args` asks for, over `parameter_groups`, for `Trainer(optimizers=(it, None))`."""
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     groups = parameter_groups(model, args.learning_rate, rates, args.weight_decay)
     return kind(groups, **settings)

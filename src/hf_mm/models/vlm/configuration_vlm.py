@@ -116,6 +116,6 @@ class MMVLMConfig(RemoteCodeMixin, PreTrainedConfig):
         size = self.text_config.vocab_size
         if not 0 <= self.image_token_id < size:
             raise ValueError(
-                f"`image_token_id`={self.image_token_id} is not in the language model's vocabulary of {size}; "
-                "add the token to the tokenizer and resize the embeddings first."
+                f"`image_token_id`={self.image_token_id} is not in the vocabulary of {size} of the language "
+                "model; add the token to the tokenizer and resize the embeddings first."
             )

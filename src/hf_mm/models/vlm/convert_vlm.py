@@ -1,7 +1,7 @@
 """transformers' LLaVA as this family's own: one table of names, read in both directions.
 
-Covers what `transformers.LlavaForConditionalGeneration` saves and has saved (LLaVA-1.5 and its kin): the files
-of transformers 4 and 5 (second column), those of transformers 4 with a CLIP tower and the modules of
+Covers what `transformers.LlavaForConditionalGeneration` saves and has saved (LLaVA-1.5 and its kin): the
+files of transformers 5 (second column), those of transformers 4 with a CLIP tower and the modules of
 transformers 5 (further columns).
 """
 
@@ -94,8 +94,8 @@ class LlavaCheckpoint(ForeignCheckpoint):
         for name, allowed in wanted.items():
             if values[name] not in allowed:
                 raise ValueError(
-                    f"`{name}`={values[name]!r} cannot be exported, LLaVA has {allowed[-1]!r} only; share the "
-                    "folder itself, it loads with `trust_remote_code=True`."
+                    f"`{name}`={values[name]!r} cannot be exported, LLaVA has {allowed[-1]!r} only; share "
+                    "the folder itself, it loads with `trust_remote_code=True`."
                 )
         if config.vision_feature_layer is None or config.vision_config.model_type.startswith("mm_"):
             raise ValueError(
@@ -110,8 +110,8 @@ def _llava_processor(processor: Any) -> LlavaProcessor:
     ours = processor.image_processor
     if ours.fit != "crop" or ours.max_crops:
         raise ValueError(
-            f"`fit`={ours.fit!r} with `max_crops`={ours.max_crops} cannot be exported, LLaVA's processor crops "
-            'the middle of a single view (`fit`="crop", `max_crops`=0).'
+            f"`fit`={ours.fit!r} with `max_crops`={ours.max_crops} cannot be exported, LLaVA's processor "
+            'crops the middle of a single view (`fit`="crop", `max_crops`=0).'
         )
     side = ours.size["height"]
     images = CLIPImageProcessorPil(

@@ -44,7 +44,7 @@ class VisionTower(nn.Module):
         return self.encoder.config.hidden_size * (1 if self.layers is None else len(self.layers))
 
     def idle_parameters(self) -> list[nn.Parameter]:
-        """Weights that run on the way but feed nothing: the pooler, and behind a hidden state the final norm."""
+        """Weights that run but feed nothing: the pooler, and behind a hidden state the final norm."""
         names = {"pooler", "head"}
         if self.encoder.config.model_type == "clip_vision_model":
             names.add("post_layernorm")  # CLIP's final norm is for the pooled state only
