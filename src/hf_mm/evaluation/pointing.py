@@ -1,0 +1,121 @@
+"""How well points meet what they should: precision, recall and F1 after matching one to one.
+
+Deitke et al. 2024, "Molmo and PixMo", appendix on pointing (https://arxiv.org/abs/2409.17146). Points are
+matched to targets by the Hungarian method (Kuhn 1955), so that as many as possible hit, and of equals the
+nearest; a target is hit once.
+
+Shapes: P predicted points, T targets.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["assign", "mean_point_scores", "point_scores"]
+
+MISS = 1e9  # dearer than any number of distances in pixels
+
+
+def point_scores(
+    predicted: Sequence[Sequence[float]],
+    targets: Sequence[Sequence[float]] | None = None,
+    radius_px: float | None = None,
+    masks: Sequence[np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Precision, recall and F1 of the points of one image.
+
+    Args:
+        predicted: (P, 2) x and y in pixels.
+        targets: (T, 2) x and y in pixels; a point within `radius_px` of one hits it.
+        radius_px: How near is near enough.
+        masks: In the place of both, T arrays (height, width) of booleans; a point inside of one hits it.
+
+    Returns:
+        `precision`, `recall` and `f1` as shares of 1, and `hits`. Nothing to point at and no point is all
+        1; one of the two is all 0.
+
+    Raises:
+        ValueError: Neither or both of targets with a radius and masks.
+    """
+    if (targets is None) == (masks is None) or (targets is None) != (radius_px is None):
+        raise ValueError("Give either `targets` with `radius_px` or `masks`.")
+    points = np.asarray(predicted, float).reshape(-1, 2)
+    if masks is not None:
+        cost = np.array([[0.0 if _inside(point, mask) else MISS for mask in masks] for point in points])
+        count = len(masks)
+    else:
+        places = np.asarray(targets, float).reshape(-1, 2)
+        count = len(places)
+        cost = np.linalg.norm(points[:, None] - places[None], axis=-1)  # (P, T)
+        cost = np.where(cost <= radius_px, cost, MISS)
+    if not len(points) or not count:
+        share = float(len(points) == count)
+        return {"precision": share, "recall": share, "f1": share, "hits": 0}
+    hits = sum(cost[point, target] < MISS for point, target in assign(cost))
+    precision, recall = hits / len(points), hits / count
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "hits": int(hits)}
+
+
+def mean_point_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over images of what `point_scores` returns, and how many images there are (`n`).
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not scores:
+        raise ValueError("`scores` is empty; the mean needs at least one image.")
+    names = ("precision", "recall", "f1")
+    return {**{name: float(np.mean([score[name] for score in scores])) for name in names}, "n": len(scores)}
+
+
+def assign(cost: np.ndarray) -> list[tuple[int, int]]:
+    """The cheapest matching of rows to columns, each used at most once and as many as there can be.
+
+    Shortest augmenting paths with potentials (Jonker and Volgenant 1987), cubic in the number of points.
+
+    Args:
+        cost: (rows, columns), finite.
+
+    Returns:
+        Pairs of row and column, in the order of the rows.
+    """
+    cost = np.asarray(cost, float)
+    if cost.shape[0] > cost.shape[1]:
+        return sorted((row, column) for column, row in assign(cost.T))
+    rows, columns = cost.shape
+    row_price, column_price = np.zeros(rows), np.zeros(columns)
+    owner = np.full(columns, -1)
+    for row in range(rows):
+        distance = np.full(columns, np.inf)
+        came_from = np.full(columns, -1)  # the column before on the path
+        done = np.zeros(columns, bool)
+        current, last, reached = row, -1, 0.0
+        while True:  # Dijkstra to the nearest free column
+            through = reached + cost[current] - row_price[current] - column_price
+            nearer = ~done & (through < distance)
+            distance[nearer], came_from[nearer] = through[nearer], last
+            last = int(np.where(done, np.inf, distance).argmin())
+            reached, done[last] = float(distance[last]), True
+            if owner[last] < 0:
+                break
+            current = owner[last]
+        row_price[row] += reached
+        for column in np.flatnonzero(done):
+            column_price[column] += distance[column] - reached
+            if owner[column] >= 0:
+                row_price[owner[column]] += reached - distance[column]
+        while came_from[last] >= 0:
+            owner[last] = owner[came_from[last]]
+            last = came_from[last]
+        owner[last] = row
+    return sorted((int(row), column) for column, row in enumerate(owner) if row >= 0)
+
+
+def _inside(point: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the pixel that a point lies in belongs to a mask; points on the far edge count as inside."""
+    height, width = np.shape(mask)
+    x, y = point
+    if not (0 <= x <= width and 0 <= y <= height):
+        return False
+    return bool(mask[min(int(y), height - 1), min(int(x), width - 1)])
