@@ -65,8 +65,9 @@ class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):  # ty: ignore[incompatib
             else "crop".
         resample: Filter, a value of `PIL.Image.Resampling`; by default bilinear with "pad", else bicubic.
         exact_resize: Resize in the arithmetic of the published models: Pillow's for "crop" and "stretch",
-            float32 for "pad". `False` for 8-bit integers: several times as fast, at most one level of 255
-            away but for about one pixel in a thousand (three levels at most in what was measured).
+            float32 for "pad". `False` for 8-bit integers: about three times as fast
+            (`benchmarks/preprocessing.py`) and within one level of 255, but for a few pixels in a thousand
+            of very noisy pictures, which were up to three away.
         do_rescale: Multiply pixels by `rescale_factor`.
         rescale_factor: 1/255 makes 0..255 into 0..1.
         do_normalize: Subtract `image_mean` and divide by `image_std`, per channel, after rescaling.
