@@ -1,0 +1,96 @@
+"""Fresh Python processes that share their imports, so that a test of what a stranger sees costs no seconds.
+
+A server process imports once what many cases need, and forks for each of them: none sees what another did.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["WITHOUT_HF_MM", "FreshProcesses"]
+
+SERVER = r"""
+import json, os, sys, traceback
+exec(compile(json.loads(sys.stdin.readline()), "<shared>", "exec"))
+print("ready", flush=True)
+for line in sys.stdin:
+    code, output = json.loads(line)
+    child = os.fork()
+    if not child:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        status = 0
+        try:
+            exec(compile(code, "<case>", "exec"), {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+# The installed package, its checkout and a stray copy are all out of reach then.
+WITHOUT_HF_MM = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_mm":
+            raise ModuleNotFoundError("No module named 'hf_mm' (blocked)", name="hf_mm")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+class FreshProcesses:
+    """A server of forks; use it in a `with` statement.
+
+    Args:
+        shared: Code that the server runs once, imports above all.
+        folder: Where the cases run and their output is kept.
+        path: `PYTHONPATH`.
+        **environment: Other variables to set.
+    """
+
+    def __init__(self, shared: str, folder: Path, path: str = "", **environment: str) -> None:
+        self.shared, self.folder, self.cases = shared, folder, 0
+        quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = os.environ | quiet | {"PYTHONPATH": path} | environment
+
+    def __enter__(self) -> "FreshProcesses":
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+        )
+        assert self._ask(self.shared) == "ready", "the shared imports failed, see above"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.stdin.close()
+        self.server.wait()
+
+    def run(self, code: str) -> str:
+        """Run `code` as a script in a fork; returns what it printed.
+
+        Raises:
+            AssertionError: It raised or was killed; the message is what it printed.
+        """
+        self.cases += 1
+        output = self.folder / f"case-{self.cases}.txt"
+        status = self._ask([code, str(output)])
+        text = output.read_text(encoding="utf-8")
+        assert status == "0", f"exit status {status} of:\n{code}\n{text}"
+        return text
+
+    def _ask(self, message: object) -> str:
+        self.server.stdin.write(json.dumps(message) + "\n")
+        self.server.stdin.flush()
+        return self.server.stdout.readline().strip()
