@@ -149,9 +149,9 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         if videos is not None or audio is not None:
             raise ValueError(f"{type(self).__name__} takes images and text; got `videos` or `audio`.")
         texts = [text] if isinstance(text, str) else None if text is None else list(text)
-        rows = _rows_of_images(images)
+        rows, by_row = _rows_of_images(images)
         if texts is not None:
-            rows = self._match(rows, texts)
+            rows = self._match(rows if by_row else self._dealt(rows, texts), texts)
         read = [
             load_rgb(image, f"Row {r}, image {i}")
             for r, row in enumerate(rows)
@@ -310,17 +310,19 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
                 f"{type(self.tokenizer).__name__}."
             )
 
+    def _dealt(self, rows: list[list], texts: list[str]) -> list[list]:
+        """Flat images dealt out to the texts in order; the last one gets what is left."""
+        rest, dealt = [image for row in rows for image in row], []
+        for text in texts:
+            count = text.count(self.image_token)
+            dealt.append(rest[:count])
+            rest = rest[count:]
+        dealt[-1:] = [[*row, *rest] for row in dealt[-1:]]
+        return dealt
+
     def _match(self, rows: list[list], texts: list[str]) -> list[list]:
-        """Images by text; raises unless every text has one placeholder per image."""
+        """The same rows; raises unless every text has one placeholder per image."""
         wanted = [text.count(self.image_token) for text in texts]
-        if len(rows) == 1 and len(texts) > 1:  # flat: dealt out in order
-            rest, rows = rows[0], []
-            for count in wanted:
-                rows.append(rest[:count])
-                rest = rest[count:]
-            rows[-1] = [*rows[-1], *rest]
-        if not rows:
-            rows = [[] for _ in texts]
         if len(rows) != len(texts):
             raise ValueError(
                 f"`images` has {len(rows)} rows, `text` {len(texts)}; give one list of images per text."
@@ -358,33 +360,37 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
                 )
 
 
-def _height_width(image: object, name: str) -> tuple[int, int]:
+def _height_width(image: Any, name: str) -> tuple[int, int]:
     """Size in pixels as it will be seen."""
     source = image
     if isinstance(source, dict):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    try:
-        opened = Image.open(source) if isinstance(source, io.BytesIO | str | Path) else source
-    except OSError:  # an address, or broken: `load_rgb` says which
-        opened = None
-    if not isinstance(opened, Image.Image):
-        height, width, _ = load_rgb(image, name).shape
-        return height, width
-    width, height = opened.size
-    return (width, height) if opened.getexif().get(EXIF_ORIENTATION, 1) > 4 else (height, width)
+    if isinstance(source, Image.Image):
+        return _seen_size(source)
+    if isinstance(source, bytes | str | Path):
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                return _seen_size(opened)
+        except OSError:  # an address, or broken: `load_rgb` says which
+            pass
+    height, width, _ = load_rgb(image, name).shape
+    return height, width
 
 
-def _rows_of_images(images: Any) -> list[list]:
-    """Images as one list per row; a flat list is one row."""
+def _seen_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (width, height) if image.getexif().get(EXIF_ORIENTATION, 1) > 4 else (height, width)
+
+
+def _rows_of_images(images: Any) -> tuple[list[list], bool]:
+    """Images as a list of rows, and whether they came so; flat ones are one row."""
     if images is None:
-        return []
+        return [], False
     if not isinstance(images, list | tuple):
-        return [list(images)] if getattr(images, "ndim", 0) == 4 else [[images]]
+        return [list(images) if getattr(images, "ndim", 0) == 4 else [images]], False
     if images and all(row is None or isinstance(row, list | tuple) for row in images):
-        return [list(row or ()) for row in images]
-    return [list(images)]
+        return [list(row or ()) for row in images], True
+    return [list(images)], False
 
 
 def _like(kind: object, rows: list[list[int]]) -> Any:
