@@ -142,7 +142,9 @@ class ForeignLoadingMixin:
         """
         source = pretrained_model_name_or_path
         where: dict[str, Any] = {name: kwargs[name] for name in WHERE if name in kwargs}
-        theirs = None if source is None or kwargs.get("gguf_file") else _read_config(source, where)
+        theirs = None if source is None or kwargs.get("gguf_file") else _read_json(source, CONFIG_NAME, where)
+        if source is not None and theirs is None:
+            cls._refuse_adapter_on_foreign(source, where)
         checkpoint = None if theirs is None else cls._foreign(str(source), theirs)
         if source is None or theirs is None or checkpoint is None:
             return super().from_pretrained(source, *args, **kwargs)  # ty: ignore[unresolved-attribute]
@@ -177,6 +179,18 @@ class ForeignLoadingMixin:
         )
 
     @classmethod
+    def _refuse_adapter_on_foreign(cls, source: str | Path, where: dict) -> None:
+        """Without this, transformers loads the base itself and never looks at `foreign_checkpoints`."""
+        adapter = _read_json(source, "adapter_config.json", where)
+        base = adapter and adapter.get("base_model_name_or_path")
+        theirs = _read_json(base, CONFIG_NAME, {}) if base else None
+        if theirs is not None and cls._foreign(base, theirs) is not None:
+            raise ValueError(
+                f"{source} is an adapter on {base}, a model of type {theirs['model_type']!r}; load "
+                f"{cls.__name__}.from_pretrained({base!r}) and give it to `PeftModel.from_pretrained`."
+            )
+
+    @classmethod
     def _build_config(cls, fields: dict, options: dict) -> PreTrainedConfig:
         """Our config of converted `fields`; takes changes to it, such as `num_labels`, out of `options`."""
         config_class = cls.config_class  # ty: ignore[unresolved-attribute]
@@ -192,11 +206,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"))
 
 
-def _read_config(source: str | Path, where: dict) -> dict | None:
-    """The `config.json` of a folder or repository; None when there is none (an adapter, a broken id)."""
+def _read_json(source: str | Path, name: str, where: dict) -> dict | None:
+    """A file of a folder or repository; None when there is none (an adapter, a broken id)."""
     path = cached_file(
         source,
-        CONFIG_NAME,
+        name,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
