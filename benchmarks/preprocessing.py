@@ -3,8 +3,8 @@
     python benchmarks/preprocessing.py --out preprocessing.json
 
 Every rival gets the same batch, their calls alternate, the median counts (CPU time of the process, one
-thread). `levels` is the largest distance of a pixel from the first rival's, in steps of 1/255, and `share` the
-share of pixels more than one step away. Molmo's own processor needs torchvision and is not measured.
+thread). `levels` is the largest distance of a pixel from the first rival's, in steps of 1/255, and `share`
+the share of pixels more than one step away. Molmo's own processor needs torchvision and is not measured.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch.testing import assert_close
 from transformers import (
@@ -71,7 +72,9 @@ def test_stretch_equals_vit_with_every_filter(resample):
         expected = theirs(image, return_tensors="pt")["pixel_values"]
         got = plain(fit="stretch", **options)(image)["pixel_values"]
         assert_close(got, expected, rtol=1e-5, atol=1e-5)
-        assert_within_a_level(*(plain(exact_resize=exact, **raw)(image)["pixel_values"] for exact in (0, 1)))
+        assert_within_a_level(
+            *(plain(exact_resize=exact, **raw)(image)["pixel_values"] for exact in (False, True))
+        )
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
@@ -212,7 +215,7 @@ def test_fields_can_be_changed_for_one_call():
     )
     assert molmo()(image, max_crops=0)["image_grids"].tolist() == [[0, 0]]
     assert plain()(image, size={"height": 16, "width": 16})["pixel_values"].shape == (1, 3, 16, 16)
-    assert plain()(image, image_mean=0.5, image_std=1)["pixel_values"].abs().max() <= 0.5
+    assert plain()(image, image_mean=0.5, image_std=[1, 1, 1])["pixel_values"].abs().max() <= 0.5
 
 
 @pytest.mark.parametrize("size", [(1, 2000), (2000, 1)])
@@ -315,6 +318,13 @@ def test_fields_that_do_not_fit_are_named(fields, message):
         plain(**fields)
     with pytest.raises(ValueError, match=message):
         plain()(picture(20, 20), **fields)
+
+
+@pytest.mark.parametrize("fields", [{"patch_size": "8"}, {"max_crops": 1.5}, {"image_mean": ["a"] * 3}])
+def test_fields_of_another_type_are_named(fields):
+    for call in (lambda: plain(**fields), lambda: plain()(picture(20, 20), **fields)):
+        with pytest.raises(StrictDataclassError, match=next(iter(fields))):
+            call()
 
 
 def test_unknown_fields_are_refused():

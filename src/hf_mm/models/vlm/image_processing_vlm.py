@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
@@ -44,8 +45,8 @@ class MMVLMImagesKwargs(TypedDict, total=False):
     do_rescale: bool
     rescale_factor: float | int
     do_normalize: bool
-    image_mean: float | int | list[float] | tuple[float, ...]
-    image_std: float | int | list[float] | tuple[float, ...]
+    image_mean: float | int | list[float | int] | tuple[float | int, ...]
+    image_std: float | int | list[float | int] | tuple[float | int, ...]
     input_data_format: str | None
     return_tensors: str | None
 
@@ -111,6 +112,8 @@ class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):  # ty: ignore[incompatib
             raise TypeError(
                 f"`{unknown[0]}` is no field of {type(self).__name__}; it has {', '.join(fields)}."
             )
+        given = {name: kwargs[name] for name in fields if kwargs.get(name) is not None}
+        validate_typed_dict(self.valid_kwargs, given)  # ty: ignore[invalid-argument-type]
         super().__init__(**kwargs)
         self.fit = self.fit or ("pad" if self.max_crops else "crop")
         self.resample = int(_default_filter(self.fit) if self.resample is None else self.resample)
