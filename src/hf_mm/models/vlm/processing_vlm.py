@@ -29,6 +29,13 @@ CROP_TOKENS = {
     "image_column_token": "<im_col>",
 }
 
+# Options of `apply_chat_template` that a template does not see.
+NO_VARIABLES = {
+    "return_tensors",
+    "add_generation_prompt",
+    "continue_final_message",
+    "sanitize_control_tokens",
+}
 EXIF_ORIENTATION = 0x0112  # above 4 the picture is stored lying on its side
 
 # For tokenizers that bring no template: words that any vocabulary has. The line break after an image is
@@ -163,19 +170,13 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         self,
         conversation: list,
         chat_template: str | None = None,
-        tools: list | None = None,
-        documents: list[dict] | None = None,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool | str = False,
-        return_assistant_tokens_mask: bool = False,
+        *args: Any,
         tokenize: bool = False,
-        return_tensors: str | None = None,
         return_dict: bool = False,
-        load_audio_from_video: bool = False,
-        processor_kwargs: dict | None = None,
-        sanitize_control_tokens: bool = False,
         return_labels: bool = False,
-        **variables: Any,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict | None = None,
+        **options: Any,
     ) -> Any:
         """Render one conversation or a list of them, and process them with their images.
 
@@ -185,21 +186,16 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
             conversation: Messages of `role` and `content`, a text or a list of parts,
                 `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`; or several of these.
             chat_template: Another template than the processor's own.
-            tools: For templates that know them, as `documents`.
-            documents: For templates that know them.
-            add_generation_prompt: End with what comes before an answer.
-            continue_final_message: End inside the last turn.
-            return_assistant_tokens_mask: Add `assistant_masks`, 1 on the tokens that `labels` would keep.
             tokenize: Return tokens and pixels, not text.
-            return_tensors: "pt" for tensors.
             return_dict: Return all model inputs, not `input_ids` only.
-            load_audio_from_video: Of no effect, there are no videos.
-            processor_kwargs: Arguments of the call, such as `padding`, `padding_side` and `max_length`.
-            sanitize_control_tokens: Take control tokens in the messages as plain text.
             return_labels: Add `labels`: the assistant's tokens, with those that end its turns; -100 elsewhere
                 and always on images. Templates with `{% generation %}` say which these are; for others the
                 conversation is rendered up to each turn and compared.
-            variables: More variables of the template.
+            return_assistant_tokens_mask: Add `assistant_masks`, 1 on the tokens that `labels` would keep.
+            processor_kwargs: Arguments of the call, such as `padding`, `padding_side` and `max_length`.
+            args: As inherited.
+            options: As inherited: `add_generation_prompt`, `return_tensors` and others, and what the
+                template knows besides.
 
         Raises:
             ValueError: Images and placeholders do not match; a conversation has nothing to learn from; the
@@ -207,35 +203,21 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         """
         if not conversation:
             raise ValueError("The conversation is empty; give at least one turn.")
-        options: dict[str, Any] = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "sanitize_control_tokens": sanitize_control_tokens,
-        }
         template = self._resolve_chat_template(chat_template)
         batched = isinstance(conversation[0], list | tuple)
         chats, images = self._prepare(conversation if batched else [conversation], template)
         call = dict(processor_kwargs or {})
         if tokenize and any(images):
             call["images"] = images if batched else images[0]
-        marked = return_labels or return_assistant_tokens_mask
-        if marked:
+        made = {"labels": return_labels, "assistant_masks": return_assistant_tokens_mask}
+        if any(made.values()):
             self._check_markable(tokenize and return_dict, options)
             call.update(return_offsets_mapping=True, return_text_replacement_offsets=True)
-        variables = {**variables, "tools": tools, "documents": documents}
-        output: Any = super().apply_chat_template(
-            chats if batched else chats[0],
-            chat_template=template,
-            tokenize=tokenize,
-            return_tensors=return_tensors or call.get("return_tensors"),
-            return_dict=return_dict,
-            processor_kwargs=call,
-            **options,
-            **variables,
-        )
-        if marked:
-            kinds = {"labels": return_labels, "assistant_masks": return_assistant_tokens_mask}
-            self._mark(output, chats, template, variables, [name for name, wanted in kinds.items() if wanted])
+        chat = chats if batched else chats[0]
+        wanted = {"tokenize": tokenize, "return_dict": return_dict, "processor_kwargs": call}
+        output: Any = super().apply_chat_template(chat, template, *args, **wanted, **options)
+        if any(made.values()):
+            self._mark(output, chats, template, options, [name for name, asked in made.items() if asked])
         return output
 
     def render_chats(
@@ -282,6 +264,7 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         offsets = output.pop("offset_mapping")
         replaced = output.pop("text_replacement_offsets")
         labels = []
+        variables = {name: value for name, value in variables.items() if name not in NO_VARIABLES}
         for row, (_, spans) in enumerate(self._spans(chats, template, variables)):
             ends = [item["span"][1] for item in replaced[row]]
             gains = [0, *(item["new_span"][1] - item["span"][1] for item in replaced[row])]
@@ -301,8 +284,8 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
     def _check_markable(self, gives_tokens: bool, options: dict[str, Any]) -> None:
         if not gives_tokens:
             raise ValueError("`return_labels` needs `tokenize=True` and `return_dict=True`.")
-        for option, value in options.items():
-            if value:
+        for option in ("add_generation_prompt", "continue_final_message", "sanitize_control_tokens"):
+            if options.get(option):
                 raise ValueError(f"`return_labels` is for finished conversations; leave `{option}` out.")
         if not self.tokenizer.is_fast:
             raise ValueError(
