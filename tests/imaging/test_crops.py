@@ -96,6 +96,19 @@ def test_each_token_reads_its_own_pixels_of_the_canvas(rows, cols, per_side, mar
     assert torch.equal(global_view.transpose(1, 2).reshape(per_side, per_side), view[0])
 
 
+@pytest.mark.parametrize(("rows", "cols"), [(2, 3), (1, 4), (3, 1)])
+def test_a_patch_is_read_from_the_crop_that_owns_it(rows, cols):
+    """Margins shared with a neighbour are never read: the tower sees what lies there better in the other."""
+    per_side, margin = 24, 4
+    index = crop_token_index(rows, cols, per_side, margin, 2).flatten()
+    index = index[index >= per_side**2] - per_side**2  # without the global view
+    crop, place = index // per_side**2, index % per_side**2
+    for number, tiles, at in ((crop // cols, rows, place // per_side), (crop % cols, cols, place % per_side)):
+        assert (at >= margin)[number > 0].all()
+        assert (at < per_side - margin)[number < tiles - 1].all()
+    assert len(index.unique()) == len(index) == (16 * rows + 8) * (16 * cols + 8)
+
+
 def test_a_single_view_has_no_crops():
     assert token_grids(0, 0, 8, 4, 2) == [(4, 4)]
     assert crop_token_index(0, 0, 4, 99, 2).tolist() == [

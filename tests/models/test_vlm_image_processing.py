@@ -218,6 +218,15 @@ def test_fields_can_be_changed_for_one_call():
     assert plain()(image, image_mean=0.5, image_std=[1, 1, 1])["pixel_values"].abs().max() <= 0.5
 
 
+def test_the_place_of_the_channels_can_be_told():
+    thin = picture(3, 40)[:, :3]  # (3, 3, 3): either way round
+    first = {"input_data_format": "channels_first"}
+    expected = plain()(thin.transpose(1, 2, 0))["pixel_values"]
+    assert torch.equal(plain()(thin, **first)["pixel_values"], expected)
+    assert torch.equal(plain(**first)(thin)["pixel_values"], expected)
+    assert not torch.equal(plain()(thin)["pixel_values"], expected)
+
+
 @pytest.mark.parametrize("size", [(1, 2000), (2000, 1)])
 def test_extreme_shapes_work_or_say_what_to_do(size):
     image = np.full((*size, 3), 255, np.uint8)
