@@ -16,8 +16,10 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from hf_mm.data.tokenizer import train_tokenizer
 from hf_mm.imaging.crops import crop_token_index
 from hf_mm.models.vlm.image_processing_vlm import MMVLMImageProcessor
+from hf_mm.models.vlm.processing_vlm import MMVLMProcessor
 from hf_mm.registry import register
 
 RAW = {"do_rescale": False, "do_normalize": False}  # pixels in 0..255
@@ -359,3 +361,14 @@ def test_saved_and_reloaded_it_is_the_same(processor, tmp_path):
     image = picture(64, 90)
     assert torch.equal(again(image)["pixel_values"], processor(image)["pixel_values"])
     assert AutoImageProcessor.from_pretrained(tmp_path, pooling_size=1).pooling_size == 1
+
+
+def test_inside_a_saved_processor_it_is_found_too(tmp_path):
+    register()
+    tokenizer = train_tokenizer(["what shape is it? a circle"], vocab_size=270)
+    MMVLMProcessor.add_image_tokens(tokenizer, crops=True)
+    MMVLMProcessor(molmo(), tokenizer).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()  # it stands in processor_config.json
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(again) is MMVLMImageProcessor
+    assert again.to_dict() | {"auto_map": None} == molmo().to_dict() | {"auto_map": None}
