@@ -6,7 +6,7 @@ section 3): every branch sees the trunk and itself, and its positions continue f
 
 from itertools import takewhile
 
-__all__ = ["pack_branches", "unpack_branches"]
+__all__ = ["fill_rows", "pack_branches", "unpack_branches"]
 
 IGNORED = -100
 
@@ -60,6 +60,46 @@ def pack_branches(
         "document_ids": [1] * len(ids),
         "branch_ids": branches,
     }
+
+
+def fill_rows(rows: list[dict], max_length: int) -> list[dict]:
+    """Join packed rows to longer ones, which see nothing of each other, so that little is padded.
+
+    The longest first, each into the first joined row that has room.
+
+    Args:
+        rows: What `encode_rows` returns with `packed=True`.
+        max_length: Most tokens of a joined row.
+
+    Returns:
+        Rows of the same columns; `document_ids` count 1, 2, ... in each.
+
+    Raises:
+        ValueError: A row is longer than `max_length`; it is named.
+    """
+    joined: list[list[dict]] = []
+    room: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"])):
+        length = len(rows[number]["input_ids"])
+        if length > max_length:
+            raise ValueError(
+                f"Row {number} has {length} tokens, more than `max_length`={max_length}; raise it, or split "
+                "the conversations of the row."
+            )
+        place = next((place for place, free in enumerate(room) if free >= length), len(room))
+        if place == len(room):
+            joined.append([])
+            room.append(max_length)
+        joined[place].append(rows[number])
+        room[place] -= length
+    return [_join(parts) for parts in joined]
+
+
+def _join(rows: list[dict]) -> dict:
+    numbered = [
+        {**row, "document_ids": [document] * len(row["input_ids"])} for document, row in enumerate(rows, 1)
+    ]
+    return {name: [item for row in numbered for item in row[name]] for name in numbered[0]}
 
 
 def unpack_branches(row: dict) -> list[tuple[list[int], list[int]]]:

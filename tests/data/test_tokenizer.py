@@ -1,0 +1,48 @@
+"""Tokenizers from nothing: any text, single digits, one token per turn."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from hf_mm import train_tokenizer
+
+
+def test_any_text_comes_back():
+    tokenizer = train_tokenizer(["what color is it?", "red"], 400)
+    for text in ("red? 12.5", "größer \n 日本 🎈", " <unseen> "):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_every_digit_is_a_token():
+    tokenizer = train_tokenizer(["1234 1234 1234 yes"] * 10, 400)
+    assert tokenizer.tokenize("1234") == list("1234")
+    assert tokenizer.tokenize("yes") == ["yes"]
+
+
+def test_special_tokens_are_one_token_and_skipped_when_decoding():
+    tokenizer = train_tokenizer(["a"], 400, ["<image>"])
+    ids = tokenizer.encode("<image>a<eos>")
+    assert len(ids) == 3
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a"
+    assert tokenizer.pad_token_id == 0
+
+
+def test_the_chat_marks_what_the_assistant_says():
+    tokenizer = train_tokenizer(["hello"], 400)
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    out = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    assert tokenizer.decode(out["input_ids"]) == "<|user|>a<|assistant|>b<eos>"
+    assert out["assistant_masks"] == [0, 0, 0, 1, 1]
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    tokenizer = train_tokenizer(["hello 12"], 400, ["<image>"])
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.chat_template == tokenizer.chat_template
+    assert again.encode("<image>hello 12") == tokenizer.encode("<image>hello 12")
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(ValueError, match=r"`vocab_size`=100 is less than 256 bytes and 6 special tokens"):
+        train_tokenizer(["a"], 100)
