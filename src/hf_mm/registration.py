@@ -72,6 +72,9 @@ class _Loader(Loader):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.loader, name)  # `python -m` asks for `get_code` before anything is run
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 

@@ -181,10 +181,10 @@ class ForeignLoadingMixin:
     @classmethod
     def _refuse_adapter_on_foreign(cls, source: str | Path, where: dict) -> None:
         """Without this, transformers loads the base itself and never looks at `foreign_checkpoints`."""
-        adapter = _read_json(source, "adapter_config.json", where)
-        base = adapter and adapter.get("base_model_name_or_path")
+        adapter = _read_json(source, "adapter_config.json", where) or {}
+        base = adapter.get("base_model_name_or_path")
         theirs = _read_json(base, CONFIG_NAME, {}) if base else None
-        if theirs is not None and cls._foreign(base, theirs) is not None:
+        if theirs is not None and cls._foreign(str(base), theirs) is not None:
             raise ValueError(
                 f"{source} is an adapter on {base}, a model of type {theirs['model_type']!r}; load "
                 f"{cls.__name__}.from_pretrained({base!r}) and give it to `PeftModel.from_pretrained`."
