@@ -8,23 +8,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 __all__ = ["WITHOUT_HF_MM", "FreshProcesses"]
 
 SERVER = r"""
 import json, os, sys, traceback
-exec(compile(json.loads(sys.stdin.readline()), "<shared>", "exec"))
+names = {"__name__": "__main__"}
+exec(compile(json.loads(sys.stdin.readline()), "<shared>", "exec"), names)
 print("ready", flush=True)
 for line in sys.stdin:
     code, output = json.loads(line)
     child = os.fork()
     if not child:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # who asks for an answer gets none
+        for stream in (1, 2):
+            os.dup2(os.open(f"{output}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
         status = 0
         try:
-            exec(compile(code, "<case>", "exec"), {"__name__": "__main__"})
+            exec(compile(code, "<case>", "exec"), names)
         except BaseException:
             traceback.print_exc()
             status = 1
@@ -78,17 +80,21 @@ class FreshProcesses:
         self.server.wait()
 
     def run(self, code: str) -> str:
-        """Run `code` as a script in a fork; returns what it printed.
+        """Run `code` as a script in a fork; returns what it printed to stdout.
 
         Raises:
-            AssertionError: It raised or was killed; the message is what it printed.
+            AssertionError: It raised or was killed; the message is all that it printed.
         """
         self.cases += 1
-        output = self.folder / f"case-{self.cases}.txt"
-        status = self._ask([code, str(output)])
-        text = output.read_text(encoding="utf-8")
-        assert status == "0", f"exit status {status} of:\n{code}\n{text}"
-        return text
+        output = str(self.folder / f"case-{self.cases}")
+        status = self._ask([code, output])
+        printed, errors = (Path(f"{output}.{stream}").read_text(encoding="utf-8") for stream in (1, 2))
+        assert status == "0", f"exit status {status} of:\n{code}\n{printed}\n{errors}"
+        return printed
+
+    def value(self, code: str) -> Any:
+        """Run `code`; returns the last line that it printed, which is JSON."""
+        return json.loads(self.run(code).splitlines()[-1])
 
     def _ask(self, message: object) -> str:
         self.server.stdin.write(json.dumps(message) + "\n")

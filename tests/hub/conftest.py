@@ -1,0 +1,69 @@
+"""A Hub, and two kinds of people who use it: those who have installed hf_mm and those who have not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub.loopback import LoopbackHub
+from hub.processes import WITHOUT_HF_MM, FreshProcesses
+
+ROOT = Path(__file__).parents[2]
+
+# Imported once for all cases, and what both sides do with a model.
+TOOLS = """
+import json, sys
+import peft, torch, transformers
+import transformers.models.clip.modeling_clip, transformers.models.llama.modeling_llama
+from PIL import Image
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForImageTextToText,
+    AutoProcessor, AutoTokenizer, Trainer, TrainingArguments, pipeline,
+)
+
+transformers.utils.logging.disable_progress_bar()
+picture = Image.linear_gradient("L").resize((48, 40)).convert("RGB")
+parts = [{"type": "image", "image": picture}, {"type": "text", "text": "a red?"}]
+turns = [{"role": "user", "content": parts}]
+
+def answer(model, processor):
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(turns, **options)
+    return model.eval().generate(**inputs, max_new_tokens=8, do_sample=False).tolist()
+
+def load(place, **flags):
+    return [auto.from_pretrained(place, **flags) for auto in (AutoModelForImageTextToText, AutoProcessor)]
+
+def classify(model):
+    pixels = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    with torch.no_grad():
+        return model.eval()(pixels).logits.tolist()
+"""
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as loopback:
+        yield loopback
+
+
+def people(hub: LoopbackHub, folder: Path, shared: str, path: str = "") -> FreshProcesses:
+    variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "a-token"}
+    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return FreshProcesses(shared, folder, path, **variables)
+
+
+@pytest.fixture(scope="session")
+def member(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
+    """Processes that import hf_mm, and know the tiny models of `hub.sharing_tiny`."""
+    shared = f"{TOOLS}\nimport hf_mm\nfrom hub.sharing_tiny import tiny_vit, tiny_vlm\n"
+    with people(
+        hub, tmp_path_factory.mktemp("member"), shared, f"{ROOT / 'src'}:{ROOT / 'tests'}"
+    ) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def stranger(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
+    """Processes that cannot import hf_mm."""
+    with people(hub, tmp_path_factory.mktemp("stranger"), WITHOUT_HF_MM + TOOLS) as processes:
+        yield processes

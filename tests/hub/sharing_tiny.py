@@ -1,0 +1,41 @@
+"""Tiny models and processors to push."""
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+from hf_mm.data.tokenizer import train_tokenizer
+from hf_mm.models.vit.configuration_vit import MMViTConfig
+from hf_mm.models.vit.modeling_vit import MMViTForImageClassification
+from hf_mm.models.vlm.configuration_vlm import MMVLMConfig
+from hf_mm.models.vlm.image_processing_vlm import MMVLMImageProcessor
+from hf_mm.models.vlm.modeling_vlm import MMVLMForConditionalGeneration
+from hf_mm.models.vlm.processing_vlm import MMVLMProcessor
+
+WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIDE = {"image_size": 16, "patch_size": 4}
+
+
+def tiny_vit(seed: int = 0) -> MMViTForImageClassification:
+    torch.manual_seed(seed)
+    return MMViTForImageClassification(MMViTConfig(**WIDTHS, **SIDE, num_labels=3)).eval()
+
+
+def tiny_vlm(tower: str = "mm_vit", crops: int = 0) -> tuple[MMVLMForConditionalGeneration, MMVLMProcessor]:
+    """A model around our tower or a stock one ("clip_vision_model"), and its processor."""
+    tokenizer = train_tokenizer(["a red circle", "a blue circle"], 300)
+    MMVLMProcessor.add_image_tokens(tokenizer, crops=crops > 0)
+    images = MMVLMImageProcessor(
+        size=16, patch_size=4, pooling_size=2, max_crops=crops, crop_margin_patches=0
+    )
+    processor = MMVLMProcessor(images, tokenizer)
+    vision: PreTrainedConfig = (MMViTConfig if tower == "mm_vit" else CLIPVisionConfig)(**WIDTHS, **SIDE)
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = MMVLMConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **WIDTHS, **special),
+        image_token_id=processor.image_token_id,
+        pooling_size=2,
+        crop_margin_patches=0,
+    )
+    torch.manual_seed(0)
+    return MMVLMForConditionalGeneration(config).eval(), processor
