@@ -98,6 +98,19 @@ def test_faulty_rows_are_named(broken, message):
         encode_rows(processor(), [broken], first_row=5)
 
 
+def test_cut_conversations_keep_their_images_and_an_answer():
+    p = processor()
+    whole = encode(p, row(), packed=False)[1]
+    length = len(whole["input_ids"]) - 2
+    _, cut = encode_rows(p, [row()], packed=False, max_length=length)
+    assert cut["input_ids"] == whole["input_ids"][:length]
+    assert cut["labels"] == whole["labels"][:length]
+    images_end = len(whole["input_ids"]) - whole["input_ids"][::-1].index(p.image_token_id)
+    for limit, message in ((images_end - 1, "cuts an image"), (images_end, "leaves no answer to learn")):
+        with pytest.raises(ValueError, match=rf"Row 0, conversation 0: .*`max_length`={limit} {message}"):
+            encode_rows(p, [row()], max_length=limit)
+
+
 def test_a_missing_file_is_named(tmp_path):
     p = processor(max_crops=6, side=64)
     chat = [turn("user", picture(), "?"), turn("assistant", "no")]
@@ -107,6 +120,16 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 # ---- collator
+
+
+def test_a_broken_image_in_a_batch_is_named():
+    p = processor()
+    chat = [turn("user", picture(), "?"), turn("assistant", "no")]
+    rows = [
+        {"images": [image], "conversations": [chat]} for image in (picture(), {"bytes": b"no", "path": None})
+    ]
+    with pytest.raises(ValueError, match="Row 1 of the batch, image 0 cannot be read as an image"):
+        VLMCollator(p)(encode_rows(p, rows))
 
 
 @pytest.mark.parametrize("packed", [True, False])

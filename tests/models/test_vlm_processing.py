@@ -190,6 +190,13 @@ def test_without_a_template_of_the_tokenizer_ours_serves():
     assert learnt(p, labelled(p, CHAT)["labels"][0]) == [" no<eos>"]
 
 
+def test_a_tokenizer_that_cannot_end_an_answer_is_refused():
+    words = tokenizer()
+    words.chat_template = words.eos_token = None
+    with pytest.raises(ValueError, match="neither a chat template nor an `eos_token`"):
+        MMVLMProcessor(MMVLMImageProcessor(size=32, patch_size=8, pooling_size=2), words)
+
+
 def test_the_callers_messages_stay_as_they_are():
     chat = [turn("user", picture(), "red?"), turn("assistant", "no")]
     before = [dict(message) for message in chat]

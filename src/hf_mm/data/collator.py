@@ -21,6 +21,9 @@ class VLMCollator:
         pad_to_multiple_of: Make the length a multiple of this.
         augment: Called with each image as PIL picture, returns the picture to train on; of the same size,
             if the image processor makes crops.
+        labelled_logits: Add `logits_to_keep`, so that the model computes logits only where a label follows:
+            the same loss for a fraction of the work where few tokens are answers. The `logits` are then
+            (labelled tokens, words).
 
     Raises:
         ValueError: The tokenizer has no token to pad with.
@@ -32,6 +35,7 @@ class VLMCollator:
         packed: bool = True,
         pad_to_multiple_of: int | None = None,
         augment: Callable[[Image.Image], Image.Image] | None = None,
+        labelled_logits: bool = False,
     ) -> None:
         tokenizer = processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -43,6 +47,7 @@ class VLMCollator:
         self.packed = packed
         self.pad_to_multiple_of = pad_to_multiple_of
         self.augment = augment
+        self.labelled_logits = labelled_logits
         self.fillers = {"input_ids": filler, "labels": -100}
         if packed:
             self.fillers |= {"position_ids": 0, "document_ids": 0, "branch_ids": 0}
@@ -51,7 +56,8 @@ class VLMCollator:
         """Inputs of the model: `attention_mask` only for unpacked rows, pixels only if there are images.
 
         Raises:
-            ValueError: A row lacks a column.
+            ValueError: A row lacks a column, or has an image that cannot be read.
+            FileNotFoundError: An image file is missing.
         """
         for number, row in enumerate(rows):
             missing = [name for name in ("images", *self.fillers) if name not in row]
@@ -63,17 +69,22 @@ class VLMCollator:
         batch = {name: self._pad([row[name] for row in rows], value) for name, value in self.fillers.items()}
         if not self.packed:
             batch["attention_mask"] = self._pad([[1] * len(row["input_ids"]) for row in rows], 0)
-        images = [image for row in rows for image in row["images"]]
+        if self.labelled_logits:
+            batch["logits_to_keep"] = (
+                torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100) != -100
+            )
+        images = [
+            load_rgb(image, f"Row {number} of the batch, image {i}")
+            for number, row in enumerate(rows)
+            for i, image in enumerate(row["images"])
+        ]
+        if self.augment is not None:
+            images = [self.augment(Image.fromarray(image)) for image in images]
         if images:
-            batch |= self._pixels(images)
+            batch |= self.processor.image_processor(images, return_tensors="pt")
         return batch
 
     def _pad(self, sequences: list[list[int]], value: int) -> Tensor:
         multiple = self.pad_to_multiple_of or 1
         length = -(-max(map(len, sequences)) // multiple) * multiple
         return torch.tensor([[*sequence, *[value] * (length - len(sequence))] for sequence in sequences])
-
-    def _pixels(self, images: list) -> dict[str, Tensor]:
-        if self.augment is not None:
-            images = [self.augment(Image.fromarray(load_rgb(image))) for image in images]
-        return dict(self.processor.image_processor(images, return_tensors="pt"))

@@ -8,7 +8,7 @@ afterwards.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..models.vlm.chat_vlm import label_tokens, put_images_in
+from ..models.vlm.chat_vlm import IGNORED_LABEL, label_tokens, put_images_in
 from ..models.vlm.processing_vlm import MMVLMProcessor
 from .packing import pack_branches
 
@@ -21,7 +21,11 @@ def encode(processor: MMVLMProcessor, row: dict, packed: bool = True) -> list[di
 
 
 def encode_rows(
-    processor: MMVLMProcessor, rows: Iterable[dict], packed: bool = True, first_row: int = 0
+    processor: MMVLMProcessor,
+    rows: Iterable[dict],
+    packed: bool = True,
+    max_length: int | None = None,
+    first_row: int = 0,
 ) -> list[dict]:
     """Canonical rows as rows of tokens.
 
@@ -30,6 +34,7 @@ def encode_rows(
         rows: Canonical rows.
         packed: One row per canonical row, its conversations as branches (see `pack_branches`); else one row
             per conversation.
+        max_length: Cut conversations to this many tokens.
         first_row: The number of the first row, for errors.
 
     Returns:
@@ -54,7 +59,7 @@ def encode_rows(
         layouts = [
             processor.image_tokens(image, f"Row {number}, image {i}") for i, image in enumerate(images)
         ]
-        parts = [_finish(processor, layouts, *next(conversations)) for _ in row["conversations"]]
+        parts = [_finish(processor, layouts, max_length, *next(conversations)) for _ in row["conversations"]]
         if not packed:
             encoded += [{"images": images, "input_ids": ids, "labels": labels} for ids, labels in parts]
             continue
@@ -66,7 +71,7 @@ def encode_rows(
 
 
 def encoder(
-    processor: MMVLMProcessor, packed: bool = True
+    processor: MMVLMProcessor, packed: bool = True, max_length: int | None = None
 ) -> Callable[[dict[str, list], list[int]], dict[str, list]]:
     """`encode_rows` for `Dataset.map` and streams.
 
@@ -75,7 +80,7 @@ def encoder(
 
     def encode_columns(columns: dict[str, list], indices: list[int]) -> dict[str, list]:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        encoded = encode_rows(processor, rows, packed, first_row=indices[0])
+        encoded = encode_rows(processor, rows, packed, max_length, indices[0])
         return {name: [row[name] for row in encoded] for name in encoded[0]}
 
     return encode_columns
@@ -106,6 +111,7 @@ def _tokenize(processor: MMVLMProcessor, texts: Sequence[str]) -> tuple[list, li
 def _finish(
     processor: MMVLMProcessor,
     layouts: list[list[int]],
+    max_length: int | None,
     name: str,
     chat: tuple[str, list[tuple[int, int]]],
     ids: list[int],
@@ -114,6 +120,18 @@ def _finish(
     """Tokens and labels of one conversation, its images put in."""
     labels = label_tokens(ids, offsets, chat[1], processor.unlabelled_ids)
     try:
-        return put_images_in(ids, labels, layouts, processor.image_token_id)
+        ids, labels = put_images_in(ids, labels, layouts, processor.image_token_id)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    if max_length is None or len(ids) <= max_length:
+        return ids, labels
+    if not processor.unlabelled_ids.isdisjoint(ids[max_length:]):
+        raise ValueError(
+            f"{name}: cutting its {len(ids)} tokens to `max_length`={max_length} cuts an image; raise it."
+        )
+    if not any(label != IGNORED_LABEL for label in labels[:max_length]):
+        raise ValueError(
+            f"{name}: cutting its {len(ids)} tokens to `max_length`={max_length} leaves no answer to learn; raise "
+            "it, or leave the row out."
+        )
+    return ids[:max_length], labels[:max_length]

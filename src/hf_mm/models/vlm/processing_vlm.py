@@ -75,7 +75,7 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         image_column_token: After each row of a grid, "<im_col>".
 
     Raises:
-        ValueError: The tokenizer lacks one of the tokens.
+        ValueError: The tokenizer lacks one of the tokens, or one to end an answer.
     """
 
     def __init__(
@@ -89,6 +89,10 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         image_column_token: str | None = None,
     ) -> None:
         template = chat_template or tokenizer.chat_template or CHAT_TEMPLATE
+        if template is CHAT_TEMPLATE and tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has neither a chat template nor an `eos_token` to end an answer with; set one."
+            )
         super().__init__(image_processor, tokenizer, chat_template=template)
         crops = image_processor.max_crops > 0
         self.image_token = image_token
