@@ -131,7 +131,7 @@ def _finish(
         )
     if not any(label != IGNORED_LABEL for label in labels[:max_length]):
         raise ValueError(
-            f"{name}: cutting its {len(ids)} tokens to `max_length`={max_length} leaves no answer to learn; raise "
-            "it, or leave the row out."
+            f"{name}: cutting its {len(ids)} tokens to `max_length`={max_length} leaves no answer to learn; "
+            "raise it, or leave the row out."
         )
     return ids[:max_length], labels[:max_length]
