@@ -1,9 +1,9 @@
 """Convolutional stem: a few convolutions, each with max pooling, in front of the patch projection.
 
-The hybrid of Dosovitskiy et al. 2021, section 3.1 (https://arxiv.org/abs/2010.11929), small as the tokenizer of
-Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.3
-(https://arxiv.org/abs/2104.05704), with a norm. Pooling, not striding: on small pictures of simple shapes a stem
-that takes every second place learnt several times slower than one that keeps the strongest of four.
+The hybrid of Dosovitskiy et al. 2021, section 3.1 (https://arxiv.org/abs/2010.11929), small as the tokenizer
+of Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.3
+(https://arxiv.org/abs/2104.05704), with a norm. Pooling, not striding: on small pictures of simple shapes a
+stem that takes every second place learnt several times slower than one that keeps the strongest of four.
 
 Shapes: B batch, C channels of the image, S channels after the last stage, Y x X pixels, n stages.
 """
