@@ -109,3 +109,11 @@ else:
     raise AssertionError("pushed without a token")
 """)
     assert member.value(LOAD.format(str(tmp_path), "")) == vit
+
+
+def test_what_is_on_the_hub_can_be_inspected(hub, member, vit):
+    before = len(hub.requests)
+    lines = member.run("from hf_mm.cli import main\nassert main(['inspect', 'me/vit']) == 0").splitlines()
+    assert lines[:2] == ["type: mm_vit", "saved as: MMViTForImageClassification"]
+    assert lines[2].startswith("weights: ")
+    assert len(hub.requests) > before
