@@ -88,12 +88,14 @@ def test_a_conversation_without_labels_is_refused():
         pack_branches([([1, 2, 3], [-100, -100, 3]), ([1, 2, 3], [-100] * 3)])
 
 
-def test_filled_rows_keep_every_document_whole():
+@pytest.mark.parametrize("spare", [0, 60])
+def test_filled_rows_keep_every_document_whole(spare):
     p = processor()
     rows = encode_rows(p, ROWS)
-    filled = fill_rows(rows, 90)
-    assert len(filled) < len(rows)
-    assert max(len(row["input_ids"]) for row in filled) <= 90
+    longest = max(len(row["input_ids"]) for row in rows) + spare
+    filled = fill_rows(rows, longest)
+    assert len(filled) == (1 if spare else 3)
+    assert all(len(row["input_ids"]) <= longest for row in filled)
     documents = [
         [
             [item for item, d in zip(row[name], row["document_ids"], strict=True) if d == document]

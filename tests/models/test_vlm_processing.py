@@ -177,8 +177,8 @@ def test_a_batch_of_chats_may_end_with_the_prompt_to_answer():
 def test_an_image_that_opens_a_turn_has_its_own_line_where_a_template_knows_text_only():
     p = processor(CHATML)
     assert "user\n<image>\nis it red?<|im_end|>" in p.apply_chat_template(CHAT)
-    inside = [turn("user", "is ", picture(), " red?"), turn("assistant", "no")]
-    assert "user\nis <image> red?<|im_end|>" in p.apply_chat_template(inside)
+    inside = [turn("user", "is (", picture(), ") red?"), turn("assistant", "no")]
+    assert "user\nis (<image>) red?<|im_end|>" in p.apply_chat_template(inside)
 
 
 def test_without_a_template_of_the_tokenizer_ours_serves():
