@@ -105,6 +105,12 @@ class MMVLMProcessor(RemoteCodeMixin, ProcessorMixin):
         self.unlabelled_ids = frozenset(ids.values())
         self._layout_ids: dict[tuple[int, int], list[int]] = {}
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """Those of the tokenizer first: Trainer groups rows by the length of the first one."""
+        names = super().model_input_names
+        return sorted(names, key=lambda name: name not in self.tokenizer.model_input_names)
+
     @staticmethod
     def add_image_tokens(tokenizer: PreTrainedTokenizerBase, crops: bool = False) -> int:
         """Add "<image>", and with `crops` those of `CROP_TOKENS`, where they are missing.

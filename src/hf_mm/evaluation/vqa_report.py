@@ -1,0 +1,145 @@
+"""What a trained model leaves beside its weights: results, a picture of answers, a model card."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..hub.saving import atomic_write
+from ..imaging.drawing import AnsweredImage, answer_grid
+from ..imaging.loading import load_rgb
+from ..imaging.points import parse_points
+from .pointing import mean_point_scores, point_scores
+from .report import environment, eval_results, markdown_table, model_card, write_results
+from .vqa import accuracy_by_type, exact_match, normalise_answer
+
+__all__ = ["pointing_results", "vqa_results", "write_vqa_report"]
+
+CARD = """
+# {{ name }}
+
+A vision-language model ({{ weights }} weights) trained with [hf_mm](https://pypi.org/project/hf-mm/) on
+{{ dataset }}: a vision tower, a connector and a causal language model. It answers short questions about
+images.
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+content = [{"type": "image", "image": picture}, {"type": "text", "text": "what shape is in the image?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+print(processor.decode(answer, skip_special_tokens=True))
+```
+
+With `hf_mm` installed and imported, `trust_remote_code` is not needed.
+
+## Results
+
+Greedy answers to all {{ questions }} test questions, compared after lower-casing and removing punctuation.
+
+{{ table }}
+
+![answers](answers.png)
+
+## Training
+
+{{ training }}
+
+## Limits
+
+It has seen nothing but its training data: other pictures and other questions get arbitrary answers.
+"""
+
+
+def vqa_results(questions: Sequence[Mapping], answers: Sequence[str]) -> dict[str, Any]:
+    """Exact match of answers to questions, in all and by `question_type` where rows have one.
+
+    Args:
+        questions: Rows with `answer`, and `question_type` if there are types.
+        answers: What was said.
+    """
+    right = [row["answer"] for row in questions]
+    results: dict[str, Any] = {"exact_match": exact_match(answers, right), "questions": len(right)}
+    if all("question_type" in row for row in questions):
+        results["by_type"] = accuracy_by_type(answers, right, [row["question_type"] for row in questions])
+    return results
+
+
+def pointing_results(rows: Sequence[Mapping], answers: Sequence[str], radius_px: float) -> dict[str, float]:
+    """Precision, recall and F1 of points in answers, a point within `radius_px` of the right one being right.
+
+    Args:
+        rows: `images` and `answer` of each question; the points in the answer are the right ones.
+        answers: What was said.
+        radius_px: In pixels of the image.
+    """
+    scores = []
+    for row, answer in zip(rows, answers, strict=True):
+        height, width = load_rgb(row["images"][0]).shape[:2]
+        said, right = (
+            [point for thing in parse_points(text, width=width, height=height) for point in thing.points]
+            for text in (answer, row["answer"])
+        )
+        scores.append(point_scores(said, targets=right, radius_px=radius_px))
+    return {**mean_point_scores(scores), "radius_px": radius_px}
+
+
+def write_vqa_report(
+    folder: str | Path,
+    results: Mapping[str, Any],
+    examples: Sequence[tuple[Mapping, str]],
+    table: Sequence[Mapping[str, Any]],
+    dataset: str,
+    training: str,
+    weights: int,
+) -> dict[str, Any]:
+    """Write `results.json`, `answers.png` and the model card `README.md` into a model's folder.
+
+    Args:
+        folder: Of the model.
+        results: What was measured; the versions of all that took part are added.
+        examples: Rows of `images`, `question` and `answer`, and what the model said; one card each.
+        table: Rows of the table of results, the column "exact match" as a share of 1.
+        dataset: Name of the data.
+        training: How the model was trained, in a sentence or two.
+        weights: Number of weights.
+
+    Returns:
+        The results as written.
+    """
+    folder = Path(folder)
+    written = {**results, "environment": environment()}
+    write_results(folder / "results.json", written)
+    cards = [
+        AnsweredImage(
+            row["images"][0], row["question"], said, row["answer"],
+            None if "<point" in row["answer"] else normalise_answer(said) == normalise_answer(row["answer"]),
+        )
+        for row, said in examples
+    ]  # fmt: skip
+    with atomic_write(folder / "answers.png") as temporary:
+        answer_grid(cards).save(temporary)
+    card = model_card(
+        CARD,
+        folder.name,
+        eval_results({"exact_match": results["exact_match"]}, dataset),
+        values={
+            "name": folder.name,
+            "weights": f"{weights / 1e6:.2f} M",
+            "dataset": dataset,
+            "questions": f"{results['questions']:,}",
+            "table": markdown_table(table, shares=["exact match"]),
+            "training": training,
+        },
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["hf_mm", "visual-question-answering"],
+        license="apache-2.0",
+    )
+    with atomic_write(folder / "README.md") as temporary:
+        card.save(temporary)
+    return written
