@@ -167,14 +167,24 @@ def test_a_tokenizer_without_padding_is_refused():
         VLMCollator(p)
 
 
-def test_trainer_takes_rows_collator_and_processor_as_they_are(tmp_path):
+def by_processor(processor):
+    """A collator of one call, for those who need no packing."""
+    options = {"tokenize": True, "return_dict": True, "return_labels": True, "return_tensors": "pt"}
+    return lambda rows: processor.apply_chat_template(
+        [chat for row in rows for chat in row["conversations"]], processor_kwargs={"padding": True}, **options
+    )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_trainer_takes_rows_collator_and_processor_as_they_are(tmp_path, packed):
     p = processor()
     model = tiny_model(text_config=text_config(vocab_size=len(p.tokenizer)), image_token_id=p.image_token_id)
     args = TrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=2, remove_unused_columns=False, use_cpu=True
     )
-    rows = encode_rows(p, [row(n) for n in range(4)])
-    trainer = Trainer(model, args, data_collator=VLMCollator(p), train_dataset=rows, processing_class=p)
+    rows = [row(n) for n in range(4)]
+    rows, collator = (encode_rows(p, rows), VLMCollator(p)) if packed else (rows, by_processor(p))
+    trainer = Trainer(model, args, data_collator=collator, train_dataset=rows, processing_class=p)
     assert trainer.train().global_step == 2
     trainer.save_model()
     assert (tmp_path / "processor_config.json").is_file()

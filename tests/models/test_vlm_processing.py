@@ -279,8 +279,16 @@ def test_a_row_cut_before_its_answer_is_refused():
 def test_a_template_that_renders_beginnings_in_another_way_is_refused():
     p = processor(FORGETFUL)
     assert learnt(p, labelled(p, CHAT)["labels"][0]) == ["no<eos>"]
-    with pytest.raises(ValueError, match=r"Row 0: .*first 2 turns in another way than all 4.*generation"):
+    with pytest.raises(ValueError, match=r"Row 0: .*the first 2 turns in another way .* all 4: .*generation"):
         labelled(p, LONGER)
+
+
+def test_a_template_that_prompts_for_what_no_answer_has_is_refused():
+    p = processor(CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"))
+    with pytest.raises(
+        ValueError, match=r"the prompt to turn 2 in another way .*'<think>' in the place of 'no<"
+    ):
+        labelled(p, CHAT)
 
 
 def test_a_chat_without_an_assistant_has_nothing_to_learn_from():

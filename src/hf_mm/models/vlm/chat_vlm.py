@@ -195,15 +195,15 @@ def _turn(text: str, messages: list[dict], turn: int, template: str, variables: 
     """From which to which character of `text`, which is all of `messages`, one turn reaches."""
     before = _render(messages[:turn], template, variables, add_generation_prompt=True) if turn else ""
     upto = _render(messages[: turn + 1], template, variables)
-    for part in (before, upto):
+    for name, part in ((f"the prompt to turn {turn + 1}", before), (f"the first {turn + 1} turns", upto)):
         if not text.startswith(part):
             at = next(
-                (i for i, pair in enumerate(zip(text, part, strict=False)) if pair[0] != pair[1]), len(text)
+                (i for i, pair in enumerate(zip(text, part, strict=False)) if len(set(pair)) > 1), len(text)
             )
             raise ValueError(
-                f"The chat template renders the first {turn + 1} turns in another way than all "
-                f"{len(messages)}: {part[at : at + 40]!r} in the place of {text[at : at + 40]!r}. What the "
-                "assistant says cannot be told from this; mark it with `{% generation %}` in the template."
+                f"The chat template renders {name} in another way than the same part of all {len(messages)}: "
+                f"{part[at : at + 40]!r} in the place of {text[at : at + 40]!r}. What the assistant says cannot "
+                "be told from this; mark it with `{% generation %}` in the template."
             )
     said = text[len(before) : len(upto)]
     content = messages[turn]["content"]
