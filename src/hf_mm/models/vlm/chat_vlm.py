@@ -197,13 +197,12 @@ def _turn(text: str, messages: list[dict], turn: int, template: str, variables: 
     upto = _render(messages[: turn + 1], template, variables)
     for name, part in ((f"the prompt to turn {turn + 1}", before), (f"the first {turn + 1} turns", upto)):
         if not text.startswith(part):
-            at = next(
-                (i for i, pair in enumerate(zip(text, part, strict=False)) if len(set(pair)) > 1), len(text)
-            )
+            pairs = enumerate(zip(text, part, strict=False))
+            at = next((i for i, pair in pairs if pair[0] != pair[1]), len(text))
             raise ValueError(
-                f"The chat template renders {name} in another way than the same part of all {len(messages)}: "
-                f"{part[at : at + 40]!r} in the place of {text[at : at + 40]!r}. What the assistant says cannot "
-                "be told from this; mark it with `{% generation %}` in the template."
+                f"The chat template renders {name} in another way than the same part of all "
+                f"{len(messages)}: {part[at : at + 40]!r} in the place of {text[at : at + 40]!r}. What the "
+                "assistant says cannot be told from this; mark it with `{% generation %}` in the template."
             )
     said = text[len(before) : len(upto)]
     content = messages[turn]["content"]
