@@ -63,11 +63,21 @@ speak = pipeline("image-text-to-text", model={!r}, trust_remote_code={})
 options = dict(generate_kwargs=dict(max_new_tokens=8, do_sample=False), return_full_text=False)
 print(json.dumps(speak(text=turns, **options)[0]["generated_text"]))
 """
-    ours, theirs = member.value(run.format(repo, False)), stranger.value(run.format(repo, True))
+    ours, theirs = member.value(run.format(repo, None)), stranger.value(run.format(repo, True))
     decode = f"AutoTokenizer.from_pretrained({repo!r}).decode({tokens[0]}, skip_special_tokens=True)"
     assert ours == theirs
     assert ours
     assert member.value(f"print(json.dumps({decode}))").endswith(ours)
+
+
+def test_an_image_processor_can_travel_alone(member, stranger, vlm, tmp_path):
+    repo, _ = vlm
+    member.run(f"load({repo!r})[1].image_processor.save_pretrained({str(tmp_path)!r})")
+    stranger.run(f"""
+alone = AutoImageProcessor.from_pretrained({str(tmp_path)!r}, {TRUST})
+both = AutoImageProcessor.from_pretrained({repo!r}, {TRUST})
+assert torch.equal(alone(picture)["pixel_values"], both(picture)["pixel_values"])
+""")
 
 
 def test_a_tower_from_a_folder_of_its_own_travels_inside(member, stranger, tmp_path):
