@@ -111,6 +111,11 @@ def test_cut_conversations_keep_their_images_and_an_answer():
             encode_rows(p, [row()], max_length=limit)
 
 
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="no rows to encode: the data set is empty"):
+        encode_rows(processor(), [])
+
+
 def test_a_missing_file_is_named(tmp_path):
     p = processor(max_crops=6, side=64)
     chat = [turn("user", picture(), "?"), turn("assistant", "no")]

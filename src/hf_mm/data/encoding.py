@@ -41,10 +41,13 @@ def encode_rows(
         `images`, `input_ids` and `labels`; and if packed `position_ids`, `document_ids` and `branch_ids`.
 
     Raises:
-        ValueError: A row has no conversation, a conversation has nothing to learn from, or not one
-            placeholder per image. The row is named.
+        ValueError: There are no rows; a row has no conversation, a conversation has nothing to learn from,
+            or not one placeholder per image; or cutting it would cut an image or leave nothing to learn. The
+            row is named.
     """
     rows = [_checked(row, number) for number, row in enumerate(rows, first_row)]
+    if not rows:
+        raise ValueError("There are no rows to encode: the data set is empty.")
     names = [
         f"Row {number}" + (f", conversation {index}" if len(row["conversations"]) > 1 else "")
         for number, row in enumerate(rows, first_row)
@@ -73,7 +76,7 @@ def encode_rows(
 def encoder(
     processor: MMVLMProcessor, packed: bool = True, max_length: int | None = None
 ) -> Callable[[dict[str, list], list[int]], dict[str, list]]:
-    """`encode_rows` for `Dataset.map` and streams.
+    """`encode_rows` for `Dataset.map` and streams, for more rows than memory holds.
 
     dataset.map(encoder(processor), batched=True, with_indices=True, remove_columns=dataset.column_names)
     """

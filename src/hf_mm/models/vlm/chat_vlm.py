@@ -131,6 +131,7 @@ def put_images_in(
 def _parts(message: dict, images: list[object]) -> list[dict]:
     """The content as a list of parts without pixels; those are appended to `images`."""
     role, content = message.get("role"), message.get("content")
+    content = "" if content is None and message.get("tool_calls") else content
     if not isinstance(role, str) or not isinstance(content, str | list | tuple):
         raise ValueError(f"A turn needs a `role` and a `content` of text or parts, got {message!r:.200}.")
     if isinstance(content, str):
