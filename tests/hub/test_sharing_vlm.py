@@ -1,7 +1,10 @@
 """Push and pull vision-language models, adapters and training runs: the same tokens for everyone."""
 
+from pathlib import Path
+
 import pytest
 
+SRC = Path(__file__).parents[2] / "src"
 TRUST = "trust_remote_code=True"
 ANSWER = "print(answer(*load({!r}, {})))"
 
@@ -18,6 +21,16 @@ processor.push_to_hub({repo!r})
 print(answer(model, processor))
 """)
     return repo, tokens
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others(member) -> None:
+    """A classifier and a vision-language model of other weights than those under test."""
+    member.run("""
+tiny_vit().push_to_hub("vlm-tower")
+for part in tiny_vlm("mm_vit", 1):
+    part.push_to_hub("vlm-other")
+""")
 
 
 def test_a_stranger_gets_the_same_answer(stranger, vlm):
@@ -150,3 +163,43 @@ print(answer(model, processor))
     assert files >= {"README.md", "config.json", "hf_mm_vlm.py", "model.safetensors", "processor_config.json"}
     assert stranger.value(ANSWER.format("me/trained", TRUST)) == tokens
     assert stranger.value(ANSWER.format(str(tmp_path / "run" / "checkpoint-2"), TRUST)) == tokens
+
+
+def test_one_process_may_load_several_repositories(stranger, vlm):
+    repo, tokens = vlm
+    said = stranger.value(f"""
+tiny = AutoModelForImageClassification.from_pretrained("me/vlm-tower", {TRUST})
+first = answer(*load({repo!r}, {TRUST}))
+again = AutoModelForImageClassification.from_pretrained("me/vlm-tower", {TRUST})
+assert classify(tiny) == classify(again)
+assert answer(*load("me/vlm-other", {TRUST}))
+print(json.dumps([first, answer(*load({repo!r}, {TRUST}))]))
+""")
+    assert said == [tokens, tokens]
+
+
+def test_code_of_the_hub_never_replaces_the_installed_package(member):
+    member.run("""
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+remote = get_class_from_dynamic_module("hf_mm_vlm.MMVLMConfig", "me/vlm-other")
+assert remote.__module__.startswith("transformers_modules.")
+for kind, cls in (("mm_vit", hf_mm.MMViTConfig), ("mm_vlm", hf_mm.MMVLMConfig)):
+    assert type(AutoConfig.for_model(kind)) is cls
+""")
+
+
+def test_the_package_takes_over_when_it_is_imported_after_code_of_the_hub(stranger, vlm):
+    repo, tokens = vlm
+    said = stranger.value(f"""
+answer(*load({repo!r}, {TRUST}))
+sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != "Blocker"]
+sys.path.insert(0, {str(SRC)!r})
+import hf_mm
+model, processor = load({repo!r})
+assert type(model) is hf_mm.MMVLMForConditionalGeneration
+assert type(processor) is hf_mm.MMVLMProcessor
+assert type(AutoConfig.for_model("mm_vit")) is hf_mm.MMViTConfig
+print(answer(model, processor))
+""")
+    assert said == tokens
