@@ -8,16 +8,18 @@ version (https://visualqa.org/evaluation).
 import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, Image
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..models.vlm.chat_vlm import put_images_in
 from ..models.vlm.processing_vlm import MMVLMProcessor, user_message
+
+if TYPE_CHECKING:  # asking a model needs no data set
+    from datasets import Dataset
 
 __all__ = [
     "accuracy_by_type",
@@ -38,7 +40,7 @@ DIGITS_OF_WORDS = {
 def generate_answers(
     model: Any,
     processor: MMVLMProcessor,
-    rows: Dataset | Sequence[dict],
+    rows: "Dataset | Sequence[dict]",
     batch_size: int = 64,
     max_new_tokens: int = 16,
     progress: bool = True,
@@ -120,7 +122,9 @@ class _ImageEncoder:
         return found
 
 
-def _prompts(processor: MMVLMProcessor, rows: Dataset | Sequence[dict]) -> tuple[list[list[int]], list[list]]:
+def _prompts(
+    processor: MMVLMProcessor, rows: "Dataset | Sequence[dict]"
+) -> tuple[list[list[int]], list[list]]:
     """The tokens of each prompt and its images; equal questions are rendered once."""
     texts: dict[object, list[int]] = {}
     prompts, images = [], []
@@ -171,12 +175,12 @@ def _identity(image: object) -> object:
     return image if isinstance(image, str | bytes) else id(image)
 
 
-def _undecoded(rows: Dataset | Sequence[dict]) -> Iterable[dict]:
+def _undecoded(rows: "Dataset | Sequence[dict]") -> Iterable[dict]:
     """The same rows with images as they are stored; each is read once, when it is encoded."""
-    if isinstance(rows, Dataset):
+    if not isinstance(rows, Sequence):
         for column, feature in rows.features.items():
-            if isinstance(feature, Image):
-                rows = rows.cast_column(column, Image(decode=False))
+            if type(feature).__name__ == "Image":
+                rows = rows.cast_column(column, type(feature)(decode=False))
     return rows
 
 
@@ -220,8 +224,8 @@ def accuracy_by_type(
 
 
 def question_prior(
-    train: Dataset | Sequence[dict],
-    test: Dataset | Sequence[dict],
+    train: "Dataset | Sequence[dict]",
+    test: "Dataset | Sequence[dict]",
     question: str = "question",
     answer: str = "answer",
 ) -> list[str]:
@@ -275,6 +279,6 @@ def _hits(predictions: Sequence[str], answers: Sequence[str]) -> list[bool]:
     return [normalise_answer(said) == normalise_answer(right) for said, right in pairs]
 
 
-def _column(rows: Dataset | Sequence[dict], name: str) -> Iterable[str]:
+def _column(rows: "Dataset | Sequence[dict]", name: str) -> Iterable[str]:
     """A column of a data set without reading the others, among them images."""
-    return rows[name] if isinstance(rows, Dataset) else [row[name] for row in rows]
+    return [row[name] for row in rows] if isinstance(rows, Sequence) else rows[name]
