@@ -1,5 +1,6 @@
 """Answers come back in order, whatever is batched and shared, and are scored as the benchmarks do."""
 
+import numpy as np
 import pytest
 import torch
 from chat_tiny import picture, processor, turn
@@ -70,6 +71,14 @@ def test_a_data_set_is_asked_without_reading_an_image_twice(pair, tmp_path):
     assert generate_answers(model, p, data, progress=False, max_new_tokens=6) == [
         one_by_one(model, p, row) for row in rows
     ]
+
+
+def test_arrays_and_paths_are_images_too(pair, tmp_path):
+    model, p = pair
+    picture().save(tmp_path / "a.png")
+    forms = [picture(), np.asarray(picture()), tmp_path / "a.png", str(tmp_path / "a.png")]
+    rows = [{"image": form, "question": "red?"} for form in forms]
+    assert len(set(generate_answers(model, p, rows, progress=False, max_new_tokens=6))) == 1
 
 
 def test_longer_conversations_and_beams(pair):

@@ -7,6 +7,7 @@ of a data set.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from datasets import Dataset, Features, Image, IterableDataset
 
@@ -133,4 +134,4 @@ def _known(column: str, columns: Iterable[str]) -> None:
 def _identity(image: object) -> object:
     if isinstance(image, dict):
         return image.get("path") or image.get("bytes")
-    return image if isinstance(image, str | bytes) else id(image)
+    return image if isinstance(image, str | Path | bytes) else id(image)

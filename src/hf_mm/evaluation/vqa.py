@@ -8,6 +8,7 @@ version (https://visualqa.org/evaluation).
 import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,7 +131,7 @@ def _prompts(
     prompts, images = [], []
     for number, row in enumerate(_undecoded(rows)):
         pictures = row["images"] if row.get("images") is not None else [row.get("image")]
-        if None in pictures:
+        if any(picture is None for picture in pictures):
             raise ValueError(f"Row {number} has no `image` or `images`, only {sorted(row)}.")
         if row.get("messages") is None and row.get("question") is None:
             raise ValueError(f"Row {number} has no `question` or `messages`, only {sorted(row)}.")
@@ -172,7 +173,7 @@ def _left_padded(processor: MMVLMProcessor, prompts: list[list[int]], device: to
 def _identity(image: object) -> object:
     if isinstance(image, dict):
         return image.get("path") or image.get("bytes")
-    return image if isinstance(image, str | bytes) else id(image)
+    return image if isinstance(image, str | Path | bytes) else id(image)
 
 
 def _undecoded(rows: "Dataset | Sequence[dict]") -> Iterable[dict]:
