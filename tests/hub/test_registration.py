@@ -109,6 +109,10 @@ assert "class PreTrainedModel" in inspect.getsource(module)
 """)
 
 
+def test_modules_run_with_python_m(fresh):
+    fresh.run("import hf_mm, runpy\nassert 'FAMILIES' in runpy.run_module('hf_mm.registry')")
+
+
 def test_registering_again_changes_nothing():
     before = dict(AutoModelForImageTextToText._model_mapping._extra_content)
     register()

@@ -23,13 +23,14 @@ print(answer(model, processor))
     return repo, tokens
 
 
-@pytest.fixture(scope="module", autouse=True)
-def others(member) -> None:
-    """A classifier and a vision-language model of other weights than those under test."""
-    member.run("""
-tiny_vit().push_to_hub("vlm-tower")
-for part in tiny_vlm("mm_vit", 1):
-    part.push_to_hub("vlm-other")
+@pytest.fixture(scope="module")
+def small(member) -> list:
+    """The tokens of me/small, for what need not be tried with every tower."""
+    return member.value("""
+model, processor = tiny_vlm("mm_vit", 1)
+for part in (model, processor):
+    part.push_to_hub("small")
+print(answer(model, processor))
 """)
 
 
@@ -83,12 +84,11 @@ print(json.dumps(speak(text=turns, **options)[0]["generated_text"]))
     assert member.value(f"print(json.dumps({decode}))").endswith(ours)
 
 
-def test_an_image_processor_can_travel_alone(member, stranger, vlm, tmp_path):
-    repo, _ = vlm
-    member.run(f"load({repo!r})[1].image_processor.save_pretrained({str(tmp_path)!r})")
+def test_an_image_processor_can_travel_alone(member, stranger, small, tmp_path):
+    member.run(f"load('me/small')[1].image_processor.save_pretrained({str(tmp_path)!r})")
     stranger.run(f"""
 alone = AutoImageProcessor.from_pretrained({str(tmp_path)!r}, {TRUST})
-both = AutoImageProcessor.from_pretrained({repo!r}, {TRUST})
+both = AutoImageProcessor.from_pretrained("me/small", {TRUST})
 assert torch.equal(alone(picture)["pixel_values"], both(picture)["pixel_values"])
 """)
 
@@ -110,34 +110,31 @@ print(answer(model, processor))
 
 ADAPT = """
 torch.manual_seed(0)
-base, processor = load({!r})
+base, processor = load("me/small")
 lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 model = peft.get_peft_model(base, lora)
 """
 
 
-def test_an_adapter_brings_its_base_along(hub, member, stranger, vlm):
-    repo, before = vlm
-    push = f"model.push_to_hub('{repo}-lora')\nprint(answer(model, processor))"
-    tokens = member.value(ADAPT.format(repo) + push)
-    assert set(hub.repositories[f"{repo}-lora"].files()) >= {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
-    pull = f"processor = AutoProcessor.from_pretrained({repo!r}, {{0}})\n"
-    pull += f"model = AutoModelForImageTextToText.from_pretrained('{repo}-lora', {{0}})\n"
-    pull += "print(answer(model, processor))"
-    assert stranger.value(pull.format(TRUST)) == member.value(pull.format("")) == tokens != before
+def test_an_adapter_brings_its_base_along(hub, member, stranger, small):
+    tokens = member.value(f"{ADAPT}model.push_to_hub('small-lora')\nprint(answer(model, processor))")
+    files = set(hub.repositories["me/small-lora"].files())
+    assert files >= {"adapter_config.json", "adapter_model.safetensors"}
+    pull = """
+model = AutoModelForImageTextToText.from_pretrained("me/small-lora", {0})
+print(answer(model, AutoProcessor.from_pretrained("me/small", {0})))
+"""
+    assert stranger.value(pull.format(TRUST)) == member.value(pull.format("")) == tokens != small
 
 
-def test_a_merged_adapter_is_a_model_like_any_other(member, stranger, vlm):
-    repo, before = vlm
-    push = "model = model.merge_and_unload()\n"
-    push += (
-        f"for part in (model, processor): part.push_to_hub('{repo}-merged')\nprint(answer(model, processor))"
-    )
-    tokens = member.value(ADAPT.format(repo) + push)
-    assert stranger.value(ANSWER.format(f"{repo}-merged", TRUST)) == tokens != before
+def test_a_merged_adapter_is_a_model_like_any_other(member, stranger, small):
+    tokens = member.value(f"""{ADAPT}
+model = model.merge_and_unload()
+for part in (model, processor):
+    part.push_to_hub("small-merged")
+print(answer(model, processor))
+""")
+    assert stranger.value(ANSWER.format("me/small-merged", TRUST)) == tokens != small
 
 
 def test_a_training_run_is_pushed_whole(hub, member, stranger, tmp_path):
@@ -165,41 +162,40 @@ print(answer(model, processor))
     assert stranger.value(ANSWER.format(str(tmp_path / "run" / "checkpoint-2"), TRUST)) == tokens
 
 
-def test_one_process_may_load_several_repositories(stranger, vlm):
+def test_one_process_may_load_several_repositories(member, stranger, small, vlm):
     repo, tokens = vlm
+    member.run("tiny_vit().push_to_hub('small-vit')")
     said = stranger.value(f"""
-tiny = AutoModelForImageClassification.from_pretrained("me/vlm-tower", {TRUST})
-first = answer(*load({repo!r}, {TRUST}))
-again = AutoModelForImageClassification.from_pretrained("me/vlm-tower", {TRUST})
+tiny = AutoModelForImageClassification.from_pretrained("me/small-vit", {TRUST})
+answers = [answer(*load(repo, {TRUST})) for repo in ({repo!r}, "me/small", {repo!r})]
+again = AutoModelForImageClassification.from_pretrained("me/small-vit", {TRUST})
 assert classify(tiny) == classify(again)
-assert answer(*load("me/vlm-other", {TRUST}))
-print(json.dumps([first, answer(*load({repo!r}, {TRUST}))]))
+print(json.dumps(answers))
 """)
-    assert said == [tokens, tokens]
+    assert said == [tokens, small, tokens]
 
 
-def test_code_of_the_hub_never_replaces_the_installed_package(member):
+def test_code_of_the_hub_never_replaces_the_installed_package(member, small):
     member.run("""
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-remote = get_class_from_dynamic_module("hf_mm_vlm.MMVLMConfig", "me/vlm-other")
+remote = get_class_from_dynamic_module("hf_mm_vlm.MMVLMConfig", "me/small")
 assert remote.__module__.startswith("transformers_modules.")
 for kind, cls in (("mm_vit", hf_mm.MMViTConfig), ("mm_vlm", hf_mm.MMVLMConfig)):
     assert type(AutoConfig.for_model(kind)) is cls
 """)
 
 
-def test_the_package_takes_over_when_it_is_imported_after_code_of_the_hub(stranger, vlm):
-    repo, tokens = vlm
+def test_the_package_takes_over_when_it_is_imported_after_code_of_the_hub(stranger, small):
     said = stranger.value(f"""
-answer(*load({repo!r}, {TRUST}))
+answer(*load("me/small", {TRUST}))
 sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != "Blocker"]
 sys.path.insert(0, {str(SRC)!r})
 import hf_mm
-model, processor = load({repo!r})
+model, processor = load("me/small")
 assert type(model) is hf_mm.MMVLMForConditionalGeneration
 assert type(processor) is hf_mm.MMVLMProcessor
 assert type(AutoConfig.for_model("mm_vit")) is hf_mm.MMViTConfig
 print(answer(model, processor))
 """)
-    assert said == tokens
+    assert said == small
