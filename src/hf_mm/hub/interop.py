@@ -147,14 +147,14 @@ class ForeignLoadingMixin:
             cls._refuse_adapter_on_foreign(source, where)
         checkpoint = None if theirs is None else cls._foreign(str(source), theirs)
         if source is None or theirs is None or checkpoint is None:
-            return super().from_pretrained(source, *args, **kwargs)  # ty: ignore[unresolved-attribute]
+            return super().from_pretrained(source, *args, **kwargs)  # ty: ignore[missing-attribute]
         options = {name: value for name, value in kwargs.items() if name not in where}
         weights = _read_weights(source, options, where)
         if options.get("config") is None:
             names = {checkpoint.renamed(name, slice(1, None), 0) or name for name in weights}
             options["config"] = cls._build_config(checkpoint.config_from(theirs, names, cls), options)
         options["state_dict"] = checkpoint.weights_from(weights)
-        loaded = super().from_pretrained(None, *args, **options)  # ty: ignore[unresolved-attribute]
+        loaded = super().from_pretrained(None, *args, **options)  # ty: ignore[missing-attribute]
         model = loaded[0] if options.get("output_loading_info") else loaded
         model.name_or_path = model.config.name_or_path = str(source)
         if model.can_generate() and options.get("generation_config") is None:
@@ -166,7 +166,7 @@ class ForeignLoadingMixin:
     def _foreign(cls, source: str, theirs: dict) -> ForeignCheckpoint | None:
         """The table that reads a checkpoint, None when it is one of our own."""
         model_type = theirs.get("model_type")
-        own = cls.config_class.model_type  # ty: ignore[unresolved-attribute]
+        own = cls.config_class.model_type  # ty: ignore[missing-attribute]
         if model_type == own:
             return None
         for checkpoint in cls.foreign_checkpoints:
@@ -193,7 +193,7 @@ class ForeignLoadingMixin:
     @classmethod
     def _build_config(cls, fields: dict, options: dict) -> PreTrainedConfig:
         """Our config of converted `fields`; takes changes to it, such as `num_labels`, out of `options`."""
-        config_class = cls.config_class  # ty: ignore[unresolved-attribute]
+        config_class = cls.config_class  # ty: ignore[missing-attribute]
         config = config_class(**fields)
         loading = {"config", "dtype", "torch_dtype"}  # `from_pretrained` itself needs these
         for name in [name for name in options if hasattr(config, name) and name not in loading]:

@@ -105,7 +105,7 @@ DEFAULTS = {
     "report_to": "none",
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {"align_steps": 500, "max_steps": 700, "learning_rate": 1e-3},
+    "demo": {"align_steps": 300, "max_steps": 450, "learning_rate": 1e-3},
     "accurate": {"align_steps": 1500, "max_steps": 4000, "learning_rate": 1e-3},
     "llava": {"num_train_epochs": 1, "learning_rate": 2e-5, "weight_decay": 0.0, "warmup_steps": 0.03},
     "molmo": {
@@ -120,7 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # What the first stage does differently.
 ALIGN = {
-    "demo": {"per_device_train_batch_size": 64, "learning_rate": 1e-3},
+    "demo": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
     "accurate": {"per_device_train_batch_size": 64, "learning_rate": 1e-3},
     "llava": {"learning_rate": 1e-3},
     "molmo": {"learning_rate": 2e-4},

@@ -17,7 +17,7 @@ __all__ = ["add_lora", "lora_targets"]
 def add_lora(
     model: PreTrainedModel,
     rank: int,
-    alpha: float | None = None,
+    alpha: int | None = None,
     dropout: float = 0.0,
     towers: Iterable[str] = ("language",),
     train_connector: bool = True,

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_parameter_names
 
+from ..models.vlm.modeling_vlm import MMVLMForConditionalGeneration
+
 __all__ = ["TOWERS", "build_optimizer", "parameter_groups", "tower_of", "train_only"]
 
 TOWERS = {
@@ -36,7 +38,7 @@ def tower_of(name: str) -> str:
     raise ValueError(f"{name!r} belongs to no tower; there are {', '.join(TOWERS)}.")
 
 
-def train_only(model: nn.Module, towers: Iterable[str]) -> None:
+def train_only(model: MMVLMForConditionalGeneration, towers: Iterable[str]) -> None:
     """Freeze every tower but these; weights that feed nothing (behind the last block used) stay frozen.
 
     Args:
@@ -44,7 +46,7 @@ def train_only(model: nn.Module, towers: Iterable[str]) -> None:
         towers: Names of `TOWERS`.
     """
     wanted = _known(towers)
-    idle = {id(weight) for weight in _idle_weights(model)}
+    idle = {id(weight) for weight in model.vision_tower.idle_parameters()}
     for name, weight in model.named_parameters():
         weight.requires_grad_(tower_of(name) in wanted and id(weight) not in idle)
 
@@ -100,7 +102,7 @@ def build_optimizer(
     model: nn.Module, args: TrainingArguments, rates: Mapping[str, float] | None = None
 ) -> Optimizer:
     """The optimizer that `args` asks for, over `parameter_groups`, for `Trainer(optimizers=(it, None))`."""
-    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     groups = parameter_groups(model, args.learning_rate, rates, args.weight_decay)
     return kind(groups, **settings)
 
@@ -110,7 +112,3 @@ def _known(towers: Iterable[str]) -> set[str]:
     if unknown:
         raise ValueError(f"No tower {', '.join(map(repr, unknown))}; there are {', '.join(TOWERS)}.")
     return set(towers)
-
-
-def _idle_weights(model: nn.Module) -> Iterable[nn.Parameter]:
-    return model.vision_tower.idle_parameters()

@@ -1,7 +1,7 @@
 """Configuration of the vision-language family."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -50,8 +50,8 @@ class MMVLMConfig(RemoteCodeMixin, PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a config once made; dictionaries and `None` are what it is made from
+    text_config: Any = None
     image_token_id: int = 0
     vision_feature_layer: int | list[int] | None = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"

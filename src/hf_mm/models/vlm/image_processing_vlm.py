@@ -51,7 +51,7 @@ class MMVLMImagesKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):  # ty: ignore[incompatible-method-override]
+class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):
     """Any pictures (see `load_rgb`) to `pixel_values` and what a model must know about them.
 
     Args:

@@ -7,7 +7,10 @@ Shapes: B rows, L tokens of a row, I images, V views of all images, N patches of
 T image tokens of all images, P patches in the cell of a token, D width of the language model, W words.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +45,8 @@ class MMVLMOutput(ModelOutput):
         hidden_states: Of the language model, when asked for.
         attentions: Of the language model, when asked for.
         image_hidden_states: (T, D), the vectors put in the place of the image tokens.
+        last_hidden_state: What the head of the language model was given, (B, L, D) or what `logits_to_keep`
+            leaves of it, for losses that apply the head themselves (TRL); `None` in a compiled model.
     """
 
     loss: Tensor | None = None
@@ -50,6 +55,21 @@ class MMVLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+@contextmanager
+def _inputs_of(module: nn.Module | None) -> Generator[list[Tensor]]:
+    """Collect what a module is called with; nothing while compiling, where hooks would break the graph."""
+    states: list[Tensor] = []
+    if module is None or torch.compiler.is_compiling():
+        yield states
+        return
+    handle = module.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    try:
+        yield states
+    finally:
+        handle.remove()
 
 
 class MMVLMPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrainedModel):
@@ -59,7 +79,7 @@ class MMVLMPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrainedModel
     foreign_checkpoints = (LLAVA_CHECKPOINT,)
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["CellAttention"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -85,6 +105,26 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
         config: The parts and how they fit.
         vision_encoder: The tower's encoder when it is at hand, as from `AutoModel.from_pretrained`.
         language_model: The language model when it is at hand.
+
+    Arguments of a call:
+        input_ids: (B, L); `config.image_token_id` stands for one vector of an image.
+        attention_mask: (B, L), 0 on padding; not needed for packed rows.
+        position_ids: (B, L).
+        pixel_values: (V, 3, S, S), images in the order of their placeholders.
+        image_grids: See `get_image_features`, as `image_masks`.
+        labels: (B, L), -100 where nothing is learned; shifted here, not by the caller.
+        document_ids: (B, L) of packed rows, see `packed_attention_mask`; needs `position_ids`.
+        branch_ids: (B, L) of packed rows; all zero when `None`.
+        past_key_values: The cache of the tokens before these.
+        inputs_embeds: (B, L, D) in the place of `input_ids`.
+        use_cache: Return the cache.
+        logits_to_keep: How many last positions get logits (0: all), or which: (B, L) booleans give logits
+            (kept, W) and, with `labels`, a loss over the kept positions.
+        mm_encoder_outputs: {"image": what `get_image_features` returned} in the place of pixels.
+        num_items_in_batch: The labelled tokens of all accumulated batches; divides the loss in the place of
+            the number in this one.
+
+    A call returns `MMVLMOutput`; what else it is given goes to the language model.
     """
 
     def __init__(
@@ -141,7 +181,7 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
         """
         patches = self.vision_tower(pixel_values)  # (V, N, C)
         if self.padding_embedding is not None:
-            patches = patches + self._padding_vectors(image_masks)
+            patches = patches + self._padding_vectors(*self.padding_embedding, image_masks)
         if image_grids is None or not image_grids.any():
             cells = self._single_view_cells(patches)  # (T, P, C)
             counts = [cells.shape[0] // patches.shape[0]] * patches.shape[0]
@@ -149,9 +189,10 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
             index, counts = self._crop_cells(image_grids, patches.shape[0])
             cells = patches.flatten(0, 1)[index.to(patches.device)]  # (T, P, C)
         tokens = self.connector(cells)  # (T, D)
-        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=list(tokens.split(counts)))
+        images: Any = list(tokens.split(counts))  # as `generate` wants it: one tensor per image
+        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=images)
 
-    def _padding_vectors(self, image_masks: Tensor | None) -> Tensor:
+    def _padding_vectors(self, whole: Tensor, partly: Tensor, image_masks: Tensor | None) -> Tensor:
         """(V, N, C): one learned vector on patches that are all padding, another on those partly so."""
         if image_masks is None:
             raise ValueError(
@@ -160,7 +201,7 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
             )
         all_padding = (image_masks == 0).unsqueeze(-1)
         part_padding = ((image_masks > 0) & (image_masks < 1)).unsqueeze(-1)
-        return all_padding * self.padding_embedding[0] + part_padding * self.padding_embedding[1]
+        return all_padding * whole + part_padding * partly
 
     def _single_view_cells(self, patches: Tensor) -> Tensor:
         """(V, N, C) patches of single views to (T, P, C) cells."""
@@ -190,7 +231,7 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_grids: Tensor | None = None,
@@ -203,77 +244,60 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MMVLMOutput:
-        """Predict the next token at every place.
-
-        Args:
-            input_ids: (B, L); `config.image_token_id` stands for one vector of an image.
-            attention_mask: (B, L), 0 on padding; not needed for packed rows.
-            position_ids: (B, L).
-            pixel_values: (V, 3, S, S), images in the order of their placeholders.
-            image_grids: See `get_image_features`.
-            image_masks: See `get_image_features`.
-            labels: (B, L), -100 where nothing is learned; shifted here, not by the caller.
-            document_ids: (B, L) of packed rows, see `packed_attention_mask`; needs `position_ids`.
-            branch_ids: (B, L) of packed rows; all zero when `None`.
-            past_key_values: The cache of the tokens before these.
-            inputs_embeds: (B, L, D) in the place of `input_ids`.
-            use_cache: Return the cache.
-            logits_to_keep: How many last positions get logits (0: all), or which: (B, L) booleans give
-                logits (kept, W) and, with `labels`, a loss over the kept positions.
-            mm_encoder_outputs: {"image": what `get_image_features` returned} in the place of pixels.
-            **kwargs: `num_items_in_batch` (the labelled tokens of all accumulated batches) divides the
-                loss in the place of the number here; the rest goes to the language model.
-
-        Returns:
-            Logits and what else was asked for, see `MMVLMOutput`.
+        """Predict the next token at every place; see the class for the arguments.
 
         Raises:
             ValueError: Placeholders and image vectors differ in number, both or none of `input_ids` and
-                `inputs_embeds` or pixels twice, packed rows with a cache.
+                `inputs_embeds`, pixels twice, packed rows with a cache.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        if pixel_values is not None and mm_encoder_outputs:
-            raise ValueError("Give `pixel_values` or `mm_encoder_outputs`, not both.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        images = mm_encoder_outputs.get("image") if mm_encoder_outputs else None
+        inputs_embeds = self._embed(input_ids, inputs_embeds)
+        images = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
+            if images is not None:
+                raise ValueError("Give `pixel_values` or `mm_encoder_outputs`, not both.")
             images = self.get_image_features(pixel_values, image_grids, image_masks)
-        vectors = None
+        vectors = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])  # (T, D)
         if images is not None:
-            vectors = torch.cat(list(images.pooler_output)).to(inputs_embeds)  # (T, D)
-            inputs_embeds = self._place_images(input_ids, inputs_embeds, vectors)
+            vectors = torch.cat([*images.pooler_output]).to(inputs_embeds)  # ty: ignore[not-iterable]
+        inputs_embeds = self._place_images(input_ids, inputs_embeds, vectors)
         if document_ids is not None:
             attention_mask = self._packed_mask(
                 document_ids, branch_ids, position_ids, inputs_embeds, past_key_values
             )
             use_cache = False
-
         num_items = kwargs.pop("num_items_in_batch", None)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        with _inputs_of(self.get_output_embeddings()) as states:
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
         return MMVLMOutput(
             loss=None if labels is None else self._loss(outputs.logits, labels, logits_to_keep, num_items),
             logits=outputs.logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=vectors,
+            image_hidden_states=vectors if len(vectors) else None,
+            last_hidden_state=states[0] if states else None,
         )
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _place_images(self, input_ids: Tensor | None, inputs_embeds: Tensor, vectors: Tensor) -> Tensor:
         """Put the image vectors (T, D) in the place of the placeholders."""
         token = self.config.image_token_id
+        if not len(vectors) and inputs_embeds.shape[1] == 1:
+            return inputs_embeds  # a step of decoding: nothing to place, and no reason to wait for the device
         if input_ids is None:
             pattern = self.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
             places = (inputs_embeds == pattern).all(-1)  # (B, L)
