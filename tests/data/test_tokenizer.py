@@ -30,8 +30,15 @@ def test_the_chat_marks_what_the_assistant_says():
     tokenizer = train_tokenizer(["hello"], 400)
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     out = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    assert tokenizer.decode(out["input_ids"]) == "<|user|>a<|assistant|>b<eos>"
-    assert out["assistant_masks"] == [0, 0, 0, 1, 1]
+    assert tokenizer.decode(out["input_ids"]) == "<|user|> a<|assistant|> b<eos>"
+    assert out["assistant_masks"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_word_is_one_token_wherever_it_stands():
+    tokenizer = train_tokenizer(["red", "is it red"] * 9, 400, ["<image>"])
+    chat = [{"role": "user", "content": "red is red"}, {"role": "assistant", "content": "red"}]
+    ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+    assert ids.count(tokenizer.convert_tokens_to_ids("\u0120red")) == 3
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):

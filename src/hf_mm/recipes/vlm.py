@@ -105,7 +105,7 @@ DEFAULTS = {
     "report_to": "none",
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {"align_steps": 300, "max_steps": 450, "learning_rate": 1e-3},
+    "demo": {"align_steps": 300, "max_steps": 600, "learning_rate": 1e-3},
     "accurate": {"align_steps": 1500, "max_steps": 4000, "learning_rate": 1e-3},
     "llava": {"num_train_epochs": 1, "learning_rate": 2e-5, "weight_decay": 0.0, "warmup_steps": 0.03},
     "molmo": {
@@ -173,7 +173,8 @@ class Rows:
     def texts(self) -> list[str]:
         """All that is said in training."""
         chats = chain.from_iterable(row["conversations"] for row in (*self.align, *self.train))
-        return [_text(turn["content"]) for chat in chats for turn in chat]
+        # As the chat template writes them, behind a space: every word is learnt as it will be read.
+        return [" " + _text(turn["content"]) for chat in chats for turn in chat]
 
 
 def load(recipe: Recipe) -> Rows:
