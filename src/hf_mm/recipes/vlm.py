@@ -3,7 +3,8 @@
     hf-mm train vlm --output_dir out/demo                        # easy-VQA, from nothing, on a CPU
     hf-mm train vlm --output_dir out/accurate --preset accurate
 
-Any flag of `transformers.TrainingArguments` works. Around pretrained parts, on data of your own (a Hub id, a
+Any flag of `transformers.TrainingArguments` works; after `--save_strategy steps`, a run that was stopped goes on
+with `--resume_from_checkpoint last` and ends with the same weights. Around pretrained parts, on data of your own (a Hub id, a
 file or folder, or JSON in LLaVA's format):
 
     hf-mm train vlm --output_dir out/mine --preset llava --dataset me/cats --columns image,question,answer \
@@ -35,7 +36,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mm import (
     AnsweringTrainer,
@@ -54,6 +54,7 @@ from hf_mm import (
     exact_match,
     generate_answers,
     group_by_image,
+    last_checkpoint,
     load_rows,
     question_prior,
     train_only,
@@ -323,8 +324,7 @@ def align(
     pretrained = bool(recipe.checkpoint or recipe.vision_model)
     train_only(model, ("connector",) if pretrained else ("vision", "connector", "language"))
     trainer = _trainer(model, stage, processor, rows, rates=None)
-    found = get_last_checkpoint(stage.output_dir) if resume and Path(stage.output_dir).is_dir() else None
-    result = trainer.train(resume_from_checkpoint=found)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(stage.output_dir) if resume else None)
     trainer.save_model()
     return result.metrics["train_runtime"]
 
@@ -363,7 +363,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     rows = load(recipe)
     model, processor = build(recipe, rows)
     out = Path(args.output_dir)
-    resumed = get_last_checkpoint(out) if args.resume_from_checkpoint and out.is_dir() else None
+    resumed = last_checkpoint(out) if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint
     seconds = 0.0
     if recipe.align_steps and not resumed:
         seconds += align(recipe, args, model, processor, rows.align)

@@ -1,0 +1,136 @@
+"""The recipe of vision-language models: small runs of every way in, its files, and its errors."""
+
+import json
+import shutil
+
+import pytest
+from chat_tiny import picture
+from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+)
+
+from hf_mm import train_tokenizer
+from hf_mm.recipes import vlm
+
+SHORT = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Forty questions about twenty pictures, as a parquet file with other column names."""
+    folder = tmp_path_factory.mktemp("data")
+    files = []
+    for index in range(20):
+        files.append(str(folder / f"{index}.png"))
+        picture(index, 64, 64).save(files[-1])
+    rows = {
+        "photo": [file for file in files for _ in range(2)],
+        "asked": ["is it red?", "what is it?"] * 20,
+        "said": ["yes", "a thing"] * 20,
+    }
+    Dataset.from_dict(rows).to_parquet(folder / "rows.parquet")
+    return {"dataset": str(folder / "rows.parquet"), "columns": "photo,asked,said"}
+
+
+def train(folder, recipe, **settings):
+    args = TrainingArguments(folder, **(vlm.DEFAULTS | SHORT | settings))
+    return vlm.main(vlm.Recipe(**recipe), args)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    results = train(folder, data | {"align_steps": 2}, save_strategy="steps", save_steps=1)
+    return folder, results
+
+
+def test_it_trains_asks_and_writes_everything_down(trained):
+    folder, results = trained
+    assert results["questions"] == 2
+    assert results == json.loads((folder / "results.json").read_text())
+    assert {"exact_match", "train_seconds", "steps", "seed", "environment"} <= results.keys()
+    assert Image.open(folder / "answers.png").size[0] > 200
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card
+    assert f"{100 * results['exact_match']:.2f} %" in card
+
+
+@pytest.mark.parametrize("lost", ["the second checkpoint", "the end of the first checkpoint"])
+def test_a_stopped_run_resumes_to_the_same_weights(trained, data, lost, tmp_path):
+    """From the middle of the second stage, and from the end of the first."""
+    folder, _ = trained
+    whole = load_file(folder / "model.safetensors")
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoint-2")
+    (again / "model.safetensors").unlink()
+    if lost == "the end of the first checkpoint":
+        (again / "checkpoint-1" / "trainer_state.json").unlink()  # killed while it was written
+    settings = {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": "last"}
+    train(again, data | {"align_steps": 2}, **settings)
+    assert_close(load_file(again / "model.safetensors"), whole, rtol=0, atol=0)
+
+
+def test_adapters_are_trained_on_a_checkpoint(trained, data, tmp_path):
+    folder, _ = trained
+    train(tmp_path, data | {"checkpoint": str(folder), "lora_rank": 2, "tower_rates": "connector=1e-3"})
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["llava", "molmo"])
+def test_pretrained_parts_are_joined(preset, data, tmp_path):
+    tower = CLIPVisionConfig(
+        image_size=64, patch_size=8, hidden_size=32, num_hidden_layers=9, num_attention_heads=4,
+        intermediate_size=64,
+    )  # fmt: skip
+    CLIPVisionModel(tower).save_pretrained(tmp_path / "vision")
+    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64).save_pretrained(tmp_path / "vision")
+    tokenizer = train_tokenizer(["is it red? what is it? yes a thing"], 400)
+    tokenizer.save_pretrained(tmp_path / "text")
+    language = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    LlamaForCausalLM(language).save_pretrained(tmp_path / "text")
+    parts = {"vision_model": str(tmp_path / "vision"), "text_model": str(tmp_path / "text")}
+    train(tmp_path / "out", data | parts | {"preset": preset, "align_steps": 1}, max_steps=1)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.config.connector == {"llava": "mlp", "molmo": "attention_pool"}[preset]
+    assert model.config.text_config.vocab_size == len(tokenizer) + {"llava": 1, "molmo": 4}[preset]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"preset": "huge"}, "`preset`='huge' is none of demo, accurate, llava, molmo"),
+        ({"columns": "photo,asked"}, "`columns`='photo,asked' must name three columns"),
+        (
+            {"columns": "image,asked,said"},
+            r"has no column 'image'; its columns are \['asked', 'photo', 'said'\]",
+        ),
+        ({"vision_model": "x"}, "Give both `vision_model` and `text_model`"),
+        ({"tower_rates": "vision:1"}, "`tower_rates`='vision:1' must look like"),
+    ],
+)
+def test_bad_flags_are_named(recipe, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, data | recipe)
+
+
+def test_unknown_flag_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--learning_rat"):
+        vlm.run(["--output_dir", str(tmp_path), "--learning_rat", "1"])
