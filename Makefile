@@ -36,9 +36,9 @@ clean:
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "installing torch $(TORCH) for the CPU"; \
-		$(BIN)/python -m pip install --quiet --retries 1 --timeout 15 \
+		$(BIN)/python -m pip install --quiet --no-deps --retries 1 --timeout 15 \
 			--extra-index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu" || \
-		$(BIN)/python -m pip install --quiet "torch==$(TORCH)"; \
+		$(BIN)/python -m pip install --quiet --no-deps "torch==$(TORCH)"; \
 	else \
 		$(BIN)/python -m pip install --quiet "torch==$(TORCH)"; \
 	fi

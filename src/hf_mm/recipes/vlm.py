@@ -162,6 +162,21 @@ MOLMO_CONNECTOR = {
 }
 
 
+# Captions follow their image without roles, as in LLaVA's first stage: the turns of a chat stay fresh for answers.
+PLAIN_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set parts = [{'type': 'text', 'text': message['content']}]"
+    " if message['content'] is string else message['content'] -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{%- for part in parts -%}{{- ' ' + part['text'] -}}{%- endfor -%}{{- eos_token -}}"
+    "{%- endgeneration -%}"
+    "{%- else -%}"
+    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
 @dataclass
 class Rows:
     """Canonical rows (images, conversations) to train on, and questions to be asked afterwards."""
@@ -323,7 +338,8 @@ def align(
         return 0.0
     pretrained = bool(recipe.checkpoint or recipe.vision_model)
     train_only(model, ("connector",) if pretrained else ("vision", "connector", "language"))
-    trainer = _trainer(model, stage, processor, rows, rates=None)
+    plain = MMVLMProcessor(processor.image_processor, processor.tokenizer, PLAIN_TEMPLATE)
+    trainer = _trainer(model, stage, plain, rows, rates=None)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(stage.output_dir) if resume else None)
     trainer.save_model()
     return result.metrics["train_runtime"]
