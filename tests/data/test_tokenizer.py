@@ -1,5 +1,7 @@
 """Tokenizers from nothing: any text, single digits, one token per turn."""
 
+from functools import partial
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -39,6 +41,15 @@ def test_a_word_is_one_token_wherever_it_stands():
     chat = [{"role": "user", "content": "red is red"}, {"role": "assistant", "content": "red"}]
     ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
     assert ids.count(tokenizer.convert_tokens_to_ids("\u0120red")) == 3
+
+
+def test_images_that_open_a_turn_stand_before_it_and_others_where_they_are():
+    tokenizer = train_tokenizer(["a"], 400, ["<image>"])
+    image, text = {"type": "image"}, {"type": "text", "text": "a"}
+    render = partial(tokenizer.apply_chat_template, tokenize=False)
+    assert render([{"role": "user", "content": [image, text, image, text]}]) == "<image><|user|> a<image> a"
+    assert render([{"role": "user", "content": [text, image]}]) == "<|user|> a<image>"
+    assert render([{"role": "user", "content": [image]}]) == "<image><|user|>"
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):

@@ -8,18 +8,26 @@ from transformers import PreTrainedTokenizerFast
 __all__ = ["COMPACT_CHAT_TEMPLATE", "train_tokenizer"]
 
 # One token per turn instead of several words: rows of short questions get a third shorter. The space makes a
-# word the same token at the start of a turn as inside it: what is learnt of one serves the other.
+# word the same token at the start of a turn as inside it: what is learnt of one serves the other. Images that
+# open a turn stand before its token, so that questions about one image all begin alike, with the image.
 COMPACT_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- set parts = [{'type': 'text', 'text': message['content']}]"
     " if message['content'] is string else message['content'] -%}"
     "{%- if message['role'] == 'assistant' -%}"
     "{{- '<|assistant|>' -}}{%- generation -%}"
-    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else ' ' + part['text'] -}}{%- endfor -%}"
+    "{%- for part in parts -%}{{- ' ' + part['text'] -}}{%- endfor -%}"
     "{{- eos_token -}}{%- endgeneration -%}"
     "{%- else -%}"
-    "{{- '<|' + message['role'] + '|>' -}}"
-    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else ' ' + part['text'] -}}{%- endfor -%}"
+    "{%- set turn = namespace(open=false) -%}"
+    "{%- for part in parts -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<image>' -}}"
+    "{%- else -%}"
+    "{{- ('' if turn.open else '<|' + message['role'] + '|>') + ' ' + part['text'] -}}"
+    "{%- set turn.open = true -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if not turn.open -%}{{- '<|' + message['role'] + '|>' -}}{%- endif -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"

@@ -3,9 +3,9 @@
     hf-mm train vlm --output_dir out/demo                        # easy-VQA, from nothing, on a CPU
     hf-mm train vlm --output_dir out/accurate --preset accurate
 
-Any flag of `transformers.TrainingArguments` works; after `--save_strategy steps`, a run that was stopped goes on
-with `--resume_from_checkpoint last` and ends with the same weights. Around pretrained parts, on data of your own (a Hub id, a
-file or folder, or JSON in LLaVA's format):
+Any flag of `transformers.TrainingArguments` works. With `--save_strategy steps`, a run that was stopped goes
+on by `--resume_from_checkpoint last` and ends with the same weights. Around pretrained parts, on data of your
+own (a Hub id, a file or folder, or JSON in LLaVA's format):
 
     hf-mm train vlm --output_dir out/mine --preset llava --dataset me/cats --columns image,question,answer \
         --vision_model openai/clip-vit-large-patch14-336 --text_model HuggingFaceTB/SmolLM2-135M-Instruct \
@@ -162,7 +162,8 @@ MOLMO_CONNECTOR = {
 }
 
 
-# Captions follow their image without roles, as in LLaVA's first stage: the turns of a chat stay fresh for answers.
+# Captions follow their image without roles, as in LLaVA's first stage: the turns of a chat stay fresh for
+# answers.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- set parts = [{'type': 'text', 'text': message['content']}]"
