@@ -106,8 +106,8 @@ DEFAULTS = {
     "report_to": "none",
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {"align_steps": 300, "max_steps": 600, "learning_rate": 1e-3},
-    "accurate": {"align_steps": 1500, "max_steps": 4000, "learning_rate": 1e-3},
+    "demo": {"align_steps": 400, "max_steps": 600, "learning_rate": 1e-3},
+    "accurate": {"align_steps": 800, "max_steps": 1500, "learning_rate": 1e-3},
     "llava": {"num_train_epochs": 1, "learning_rate": 2e-5, "weight_decay": 0.0, "warmup_steps": 0.03},
     "molmo": {
         "num_train_epochs": 1,
@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What the first stage does differently.
 ALIGN = {
     "demo": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
-    "accurate": {"per_device_train_batch_size": 64, "learning_rate": 1e-3},
+    "accurate": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
     "llava": {"learning_rate": 1e-3},
     "molmo": {"learning_rate": 2e-4},
 }
@@ -131,7 +131,7 @@ WIDTH = 128
 SMALL_VISION = {
     "image_size": 64,
     "patch_size": 16,
-    "stem_channels": [16, 32, 64, WIDTH],
+    "stem_channels": [32, 64, WIDTH, WIDTH],
     "hidden_size": WIDTH,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -199,10 +199,12 @@ def load(recipe: Recipe) -> Rows:
     if recipe.dataset == "easy-vqa":
         train = group_by_image(easy_vqa("train"), key="image_id")
         places = {_path(row): row for row in group_by_image(easy_vqa_points("train"), key="image_id")}
-        for row in train:
-            row["conversations"] += places.get(_path(row), {"conversations": []})["conversations"]
         captions = easy_vqa_captions("train")
         align = group_by_image(captions, question=None, answer="caption", key="image_id")
+        said = {_path(row): row for row in align}
+        for row in train:  # captions stay in the mixture, so that what they taught is not forgotten
+            for more in (places, said):
+                row["conversations"] += more.get(_path(row), {"conversations": []})["conversations"]
         return Rows(align, train, _asked(easy_vqa("test")), _asked(easy_vqa_points("test")))
     names = recipe.columns.split(",")
     if len(names) != 3:
