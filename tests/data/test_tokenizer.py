@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from hf_mm import train_tokenizer
+from hf_mm.data.tokenizer import PLAIN_CHAT_TEMPLATE
 
 
 def test_any_text_comes_back():
@@ -50,6 +51,12 @@ def test_images_that_open_a_turn_stand_before_it_and_others_where_they_are():
     assert render([{"role": "user", "content": [image, text, image, text]}]) == "<image><|user|> a<image> a"
     assert render([{"role": "user", "content": [text, image]}]) == "<|user|> a<image>"
     assert render([{"role": "user", "content": [image]}]) == "<image><|user|>"
+
+
+def test_plain_captions_follow_their_image():
+    tokenizer = train_tokenizer(["a"], 400, ["<image>"], PLAIN_CHAT_TEMPLATE)
+    chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a cat"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "<image> a cat<eos>"
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["COMPACT_CHAT_TEMPLATE", "train_tokenizer"]
+__all__ = ["COMPACT_CHAT_TEMPLATE", "PLAIN_CHAT_TEMPLATE", "train_tokenizer"]
 
 # One token per turn instead of several words: rows of short questions get a third shorter. The space makes a
 # word the same token at the start of a turn as inside it: what is learnt of one serves the other. Images that
@@ -31,6 +31,19 @@ COMPACT_CHAT_TEMPLATE = (
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+# For captions: they follow their image without roles, as in LLaVA's first stage.
+PLAIN_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set parts = [{'type': 'text', 'text': message['content']}]"
+    " if message['content'] is string else message['content'] -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{%- for part in parts -%}{{- ' ' + part['text'] -}}{%- endfor -%}{{- eos_token -}}"
+    "{%- endgeneration -%}"
+    "{%- else -%}"
+    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
 )
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["assign", "mean_point_scores", "point_scores"]
+__all__ = ["mean_point_scores", "point_scores"]
 
 MISS = 1e9  # dearer than any number of distances in pixels
 
@@ -51,7 +51,7 @@ def point_scores(
     if not len(points) or not count:
         share = float(len(points) == count)
         return {"precision": share, "recall": share, "f1": share, "hits": 0}
-    hits = sum(cost[point, target] < MISS for point, target in assign(cost))
+    hits = sum(cost[point, target] < MISS for point, target in zip(*_matching(cost), strict=True))
     precision, recall = hits / len(points), hits / count
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     return {"precision": precision, "recall": recall, "f1": f1, "hits": int(hits)}
@@ -69,49 +69,6 @@ def mean_point_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     return {**{name: float(np.mean([score[name] for score in scores])) for name in names}, "n": len(scores)}
 
 
-def assign(cost: np.ndarray) -> list[tuple[int, int]]:
-    """The cheapest matching of rows to columns, each used at most once and as many as there can be.
-
-    Shortest augmenting paths with potentials (Jonker and Volgenant 1987), cubic in the number of points.
-
-    Args:
-        cost: (rows, columns), finite.
-
-    Returns:
-        Pairs of row and column, in the order of the rows.
-    """
-    cost = np.asarray(cost, float)
-    if cost.shape[0] > cost.shape[1]:
-        return sorted((row, column) for column, row in assign(cost.T))
-    rows, columns = cost.shape
-    row_price, column_price = np.zeros(rows), np.zeros(columns)
-    owner = np.full(columns, -1)
-    for row in range(rows):
-        distance = np.full(columns, np.inf)
-        came_from = np.full(columns, -1)  # the column before on the path
-        done = np.zeros(columns, bool)
-        current, last, reached = row, -1, 0.0
-        while True:  # Dijkstra to the nearest free column
-            through = reached + cost[current] - row_price[current] - column_price
-            nearer = ~done & (through < distance)
-            distance[nearer], came_from[nearer] = through[nearer], last
-            last = int(np.where(done, np.inf, distance).argmin())
-            reached, done[last] = float(distance[last]), True
-            if owner[last] < 0:
-                break
-            current = owner[last]
-        row_price[row] += reached
-        for column in np.flatnonzero(done):
-            column_price[column] += distance[column] - reached
-            if owner[column] >= 0:
-                row_price[owner[column]] += reached - distance[column]
-        while came_from[last] >= 0:
-            owner[last] = owner[came_from[last]]
-            last = came_from[last]
-        owner[last] = row
-    return sorted((int(row), column) for column, row in enumerate(owner) if row >= 0)
-
-
 def _inside(point: np.ndarray, mask: np.ndarray) -> bool:
     """Whether the pixel that a point lies in belongs to a mask; points on the far edge count as inside."""
     height, width = np.shape(mask)
@@ -119,3 +76,12 @@ def _inside(point: np.ndarray, mask: np.ndarray) -> bool:
     if not (0 <= x <= width and 0 <= y <= height):
         return False
     return bool(mask[min(int(y), height - 1), min(int(x), width - 1)])
+
+
+def _matching(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the cheapest one-to-one matching."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError("Scores of points need scipy: pip install 'hf-mm[eval]'.") from error
+    return linear_sum_assignment(cost)

@@ -60,6 +60,7 @@ from hf_mm import (
     train_only,
     train_tokenizer,
 )
+from hf_mm.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from hf_mm.evaluation.report import markdown_table
 from hf_mm.evaluation.vqa_report import pointing_results, vqa_results, write_vqa_report
 
@@ -160,22 +161,6 @@ MOLMO_CONNECTOR = {
     "pooling_size": 2,
     "padding_embedding": True,
 }
-
-
-# Captions follow their image without roles, as in LLaVA's first stage: the turns of a chat stay fresh for
-# answers.
-PLAIN_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- set parts = [{'type': 'text', 'text': message['content']}]"
-    " if message['content'] is string else message['content'] -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{%- for part in parts -%}{{- ' ' + part['text'] -}}{%- endfor -%}{{- eos_token -}}"
-    "{%- endgeneration -%}"
-    "{%- else -%}"
-    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-)
 
 
 @dataclass
@@ -341,7 +326,7 @@ def align(
         return 0.0
     pretrained = bool(recipe.checkpoint or recipe.vision_model)
     train_only(model, ("connector",) if pretrained else ("vision", "connector", "language"))
-    plain = MMVLMProcessor(processor.image_processor, processor.tokenizer, PLAIN_TEMPLATE)
+    plain = MMVLMProcessor(processor.image_processor, processor.tokenizer, PLAIN_CHAT_TEMPLATE)
     trainer = _trainer(model, stage, plain, rows, rates=None)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(stage.output_dir) if resume else None)
     trainer.save_model()

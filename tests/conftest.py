@@ -1,0 +1,8 @@
+"""One torch thread per process: two threads fight where cores are shared, and results stay the same."""
+
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported, and for the processes that tests start
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
