@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/python examples/ask.py $(OUT)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from .vqa import accuracy_by_type, exact_match, normalise_answer
 
 __all__ = ["pointing_results", "vqa_results", "write_vqa_report"]
 
+RADIUS_PX = 5.0  # how near a point must be to be marked as right in the picture
 CARD = """
 # {{ name }}
 
@@ -77,14 +78,7 @@ def pointing_results(rows: Sequence[Mapping], answers: Sequence[str], radius_px:
         answers: What was said.
         radius_px: In pixels of the image.
     """
-    scores = []
-    for row, answer in zip(rows, answers, strict=True):
-        height, width = load_rgb(row["images"][0]).shape[:2]
-        said, right = (
-            [point for thing in parse_points(text, width=width, height=height) for point in thing.points]
-            for text in (answer, row["answer"])
-        )
-        scores.append(point_scores(said, targets=right, radius_px=radius_px))
+    scores = [_point_scores(row, answer, radius_px) for row, answer in zip(rows, answers, strict=True)]
     return {**mean_point_scores(scores), "radius_px": radius_px}
 
 
@@ -115,12 +109,9 @@ def write_vqa_report(
     written = {**results, "environment": environment()}
     write_results(folder / "results.json", written)
     cards = [
-        AnsweredImage(
-            row["images"][0], row["question"], said, row["answer"],
-            None if "<point" in row["answer"] else normalise_answer(said) == normalise_answer(row["answer"]),
-        )
+        AnsweredImage(row["images"][0], row["question"], said, row["answer"], _is_right(row, said))
         for row, said in examples
-    ]  # fmt: skip
+    ]
     with atomic_write(folder / "answers.png") as temporary:
         answer_grid(cards).save(temporary)
     card = model_card(
@@ -143,3 +134,19 @@ def write_vqa_report(
     with atomic_write(folder / "README.md") as temporary:
         card.save(temporary)
     return written
+
+
+def _point_scores(row: Mapping, answer: str, radius_px: float) -> dict[str, float]:
+    height, width = load_rgb(row["images"][0]).shape[:2]
+    said, right = (
+        [point for thing in parse_points(text, width=width, height=height) for point in thing.points]
+        for text in (answer, row["answer"])
+    )
+    return point_scores(said, targets=right, radius_px=radius_px)
+
+
+def _is_right(row: Mapping, said: str) -> bool:
+    """By its words, or where the right answer points, by its points."""
+    if "<point" in row["answer"]:
+        return _point_scores(row, said, RADIUS_PX)["f1"] == 1.0
+    return normalise_answer(said) == normalise_answer(row["answer"])
