@@ -125,7 +125,14 @@ def test_parts_at_hand_are_used_as_they_are():
     donor = tiny_model(seed=3)
     model = MMVLMForConditionalGeneration(tiny_config(), donor.vision_tower.encoder, donor.language_model)
     assert model.language_model is donor.language_model
+    assert model.language_model.config._attn_implementation == "sdpa"
     assert_close(model.vision_tower(pictures(1)), donor.vision_tower(pictures(1)), rtol=0, atol=0)
+
+
+def test_a_config_leaves_its_parts_as_they_were():
+    language = tiny_model().language_model
+    tiny_config(text_config=language.config)
+    assert language.config._attn_implementation == "sdpa"
 
 
 def test_images_fill_their_places_in_order():

@@ -226,13 +226,18 @@ def test_a_template_that_renders_nothing_we_have_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("template", "end"),
-    [(COMPACT_CHAT_TEMPLATE, "<eos>"), (PLAIN, "<eos>"), (CHATML, "<|im_end|>"), (PARTS_ONLY, "<eos>")],
+    ("template", "space", "end"),
+    [
+        (COMPACT_CHAT_TEMPLATE, " ", "<eos>"),
+        (PLAIN, " ", "<eos>"),
+        (CHATML, "", "<|im_end|>"),
+        (PARTS_ONLY, "", "<eos>"),
+    ],
 )
-def test_labels_are_the_assistants_tokens_and_the_end_of_its_turns(template, end):
+def test_labels_are_the_assistants_tokens_and_the_end_of_its_turns(template, space, end):
     p = processor(template)
     for labels in (labelled(p, LONGER)["labels"], labelled(p, [CHAT, LONGER])["labels"][1:]):
-        assert learnt(p, labels[0]) == [f"no{end}", f"yes{end}"]
+        assert learnt(p, labels[0]) == [f"{space}no{end}", f"{space}yes{end}"]
 
 
 def test_marked_and_compared_templates_give_the_same_labels():
@@ -259,7 +264,7 @@ def test_no_token_of_an_image_is_a_label_even_if_the_assistant_shows_it():
     image = set(p.image_tokens(picture()))
     assert len(image) == 4
     assert not image & set(batch["labels"][0])
-    assert learnt(p, batch["labels"][0]) == ["here: ", "!<eos>"]
+    assert learnt(p, batch["labels"][0]) == [" here: ", " !<eos>"]
 
 
 def test_labels_survive_cutting():

@@ -91,11 +91,11 @@ def test_adapters_are_trained_on_a_checkpoint(trained, data, tmp_path):
 @pytest.mark.parametrize("preset", ["llava", "molmo"])
 def test_pretrained_parts_are_joined(preset, data, tmp_path):
     tower = CLIPVisionConfig(
-        image_size=64, patch_size=8, hidden_size=32, num_hidden_layers=9, num_attention_heads=4,
+        image_size=96, patch_size=8, hidden_size=32, num_hidden_layers=9, num_attention_heads=4,
         intermediate_size=64,
     )  # fmt: skip
     CLIPVisionModel(tower).save_pretrained(tmp_path / "vision")
-    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64).save_pretrained(tmp_path / "vision")
+    CLIPImageProcessorPil(size={"shortest_edge": 96}, crop_size=96).save_pretrained(tmp_path / "vision")
     tokenizer = train_tokenizer(["is it red? what is it? yes a thing"], 400)
     tokenizer.save_pretrained(tmp_path / "text")
     language = LlamaConfig(

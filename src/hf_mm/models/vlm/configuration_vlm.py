@@ -1,5 +1,6 @@
 """Configuration of the vision-language family."""
 
+from copy import deepcopy
 from dataclasses import field
 from typing import Any, Literal
 
@@ -69,6 +70,8 @@ class MMVLMConfig(RemoteCodeMixin, PreTrainedConfig):
     auto_map: dict[str, str] | None = field(default=None)
 
     def __post_init__(self, **kwargs: object) -> None:
+        # Copies: a composite config resets the attention kernel of its parts, which may be in use elsewhere.
+        self.vision_config, self.text_config = deepcopy(self.vision_config), deepcopy(self.text_config)
         super().__post_init__(**kwargs)
         # A CLIP or SigLIP checkpoint configures two towers; ours is the one that sees.
         if "vision_config" in (self.vision_config.sub_configs or ()):
