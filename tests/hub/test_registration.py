@@ -15,7 +15,6 @@ OTHERS = [
     *(f"from transformers import {name}" for name in NAMES),
     "import transformers.models.auto.modeling_auto",
     "import peft",
-    "import trl",
     "import diffusers",
     "from hf_mm.models.vlm.modeling_vlm import MMVLMForConditionalGeneration",
 ]
