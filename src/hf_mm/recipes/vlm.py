@@ -108,7 +108,7 @@ DEFAULTS = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {"align_steps": 400, "max_steps": 600, "learning_rate": 1e-3},
-    "accurate": {"align_steps": 800, "max_steps": 1500, "learning_rate": 1e-3},
+    "accurate": {"align_steps": 600, "max_steps": 1000, "learning_rate": 1e-3},
     "llava": {"num_train_epochs": 1, "learning_rate": 2e-5, "weight_decay": 0.0, "warmup_steps": 0.03},
     "molmo": {
         "num_train_epochs": 1,
