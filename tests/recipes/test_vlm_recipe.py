@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import (
     AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -86,6 +87,19 @@ def test_adapters_are_trained_on_a_checkpoint(trained, data, tmp_path):
     train(tmp_path, data | {"checkpoint": str(folder), "lora_rank": 2, "tower_rates": "connector=1e-3"})
     assert (tmp_path / "adapter_model.safetensors").is_file()
     AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_that_outgrew_its_model_is_refused(trained, data, tmp_path):
+    folder, _ = trained
+    grown = tmp_path / "grown"
+    shutil.copytree(folder, grown)
+    processor = AutoProcessor.from_pretrained(grown)
+    processor.tokenizer.add_tokens(["<new>"])
+    processor.save_pretrained(grown)
+    with pytest.raises(
+        ValueError, match=r"The tokenizer has \d+ tokens but the model knows \d+; load the two"
+    ):
+        train(tmp_path / "out", data | {"checkpoint": str(grown)})
 
 
 @pytest.mark.parametrize("preset", ["llava", "molmo"])

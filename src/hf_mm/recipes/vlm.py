@@ -431,7 +431,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = HfArgumentParser((Recipe, TrainingArguments), **flags)
     parser.set_defaults(**DEFAULTS)
     preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESETS.get(preset, {}))
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    parser.set_defaults(bf16=bf16, **PRESETS.get(preset, {}))
     results = main(*parser.parse_args_into_dataclasses(argv))
     print(f"exact match {results['exact_match']:.4f} on {results['questions']} test questions")
     return 0
