@@ -3,9 +3,9 @@
     hf-mm train vlm --output_dir out/demo                        # easy-VQA, from nothing, on a CPU
     hf-mm train vlm --output_dir out/accurate --preset accurate
 
-Measured on 2 CPU cores (torch 2.13, transformers 5.23, float32), seed 42, exact match on all 9,673 questions of
-the official test split: demo 100.00 % after 273 s of training, accurate 99.93 % after 457 s and nearly all points in
-place; answering from the question alone gives 67.00 %.
+Measured on 2 CPU cores (torch 2.13, transformers 5.23, float32), seed 42, exact match on all 9,673 questions
+of the official test split: demo 100.00 % after 273 s of training, accurate 99.93 % after 457 s and nearly all
+points in place; answering from the question alone gives 67.00 %.
 
 Any flag of `transformers.TrainingArguments` works. With `--save_strategy steps`, a run that was stopped goes
 on by `--resume_from_checkpoint last` and ends with the same weights. Around pretrained parts, on data of your
