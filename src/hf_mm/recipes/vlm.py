@@ -13,7 +13,7 @@ own (a Hub id, a file or folder, or JSON in LLaVA's format):
 
     hf-mm train vlm --output_dir out/mine --preset llava --dataset me/cats --columns image,question,answer \
         --vision_model openai/clip-vit-large-patch14-336 --text_model HuggingFaceTB/SmolLM2-135M-Instruct \
-        --align_steps 500 --tower_rates connector=1e-4,vision=2e-6 --lora_rank 64
+        --align_steps 500 --tower_rates connector=1e-4 --lora_rank 64
 
 Liu et al. 2023, "Improved Baselines with Visual Instruction Tuning" (https://arxiv.org/abs/2310.03744) and
 Deitke et al. 2024, "Molmo and PixMo" (https://arxiv.org/abs/2409.17146).
@@ -403,8 +403,8 @@ def report(
         pointed = generate_answers(model, processor, rows.places, args.per_device_eval_batch_size, 64)
         results["pointing"] = pointing_results(rows.places, pointed, radius_px=5)
         examples += list(zip(rows.places, pointed, strict=True))[:: len(pointed) // 6][:6]
-        prior = question_prior(easy_vqa("train"), easy_vqa("test"))
-        results["question_prior"] = exact_match(prior, easy_vqa("test")["answer"])
+        prior = question_prior(easy_vqa("train"), rows.test)
+        results["question_prior"] = exact_match(prior, [row["answer"] for row in rows.test])
         table += [
             {"model": f"questions of {row['type']}", "exact match": row["exact_match"]}
             for row in results["by_type"][:-1]
