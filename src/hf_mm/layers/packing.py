@@ -1,0 +1,45 @@
+"""Rows of unequal length without their padding: the tokens of a batch side by side.
+
+All that treats tokens alone (projections, norms, MLP) runs on the packed tokens; only attention sees rows.
+
+Shapes: B rows, L places of the longest row, T tokens of all rows together, D width.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["PackedRows"]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Where each packed token stands in its row; rows begin at place 0.
+
+    Attributes:
+        places: (T,) index of each token among the B * L places.
+        rows: B.
+        length: L.
+    """
+
+    places: Tensor
+    rows: int
+    length: int
+
+    @classmethod
+    def of_lengths(cls, lengths: Tensor) -> Self:
+        """The layout of rows with these (B,) lengths, each at least 1."""
+        length = int(lengths.max())
+        inside = torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)  # (B, L)
+        return cls(inside.flatten().nonzero().squeeze(1), len(lengths), length)
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """(B, L, ...) to (T, ...); the padding is left behind."""
+        return rows.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """(T, ...) to (B, L, ...), zero at the padding."""
+        rows = tokens.new_zeros(self.rows * self.length, *tokens.shape[1:])
+        return rows.index_copy(0, self.places, tokens).unflatten(0, (self.rows, self.length))
