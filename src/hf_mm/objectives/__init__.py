@@ -1,0 +1,1 @@
+"""Training objectives as functions of tensors, shared by the families."""
