@@ -25,6 +25,9 @@ SIZES = {
 class Toy(ForeignCheckpoint):
     model_type = "toy"
     classes = {}
+    fields = {"hidden_size": "width", "hidden_act": "act", "dtype": "dtype"}
+    defaults = {"act": "relu"}
+    unused = ("*.position_ids",)
     prefix = "body."
     names = (
         ("blocks.{}.mix.{}.*", "layer.{}.{}.attention.*", "h.{}.{}.*"),
@@ -75,6 +78,24 @@ class TestNames:
         twice = {"h.0.1.bias": torch.zeros(1), "layer.0.1.attention.bias": torch.zeros(1)}
         with pytest.raises(ValueError, match=r"Two weights of the checkpoint mean `blocks.0.mix.1.bias`"):
             Toy().weights_from(twice)
+
+    def test_what_says_nothing_is_not_read(self):
+        assert not Toy().weights_from({"body.position_ids": torch.arange(3)})
+
+
+class TestFields:
+    def test_fields_carry_over_in_both_directions(self):
+        theirs = {"width": 24, "act": "gelu", "dtype": "float16", "other": 1}
+        ours = Toy().config_from(theirs, (), MMViTModel)
+        assert ours == {"hidden_size": 24, "hidden_act": "gelu", "dtype": "float16"}
+        back = Toy().config_to(MMViTModel.config_class(**ours), MMViTModel)
+        assert back == {"width": 24, "act": "gelu", "dtype": "float16"}
+
+    def test_an_absent_field_means_what_it_means_there(self):
+        assert Toy().config_from({"width": None}, (), MMViTModel) == {"hidden_act": "relu"}
+
+    def test_the_dtype_of_transformers_4_is_read(self):
+        assert Toy().config_from({"torch_dtype": "bfloat16"}, (), MMViTModel)["dtype"] == "bfloat16"
 
 
 class TestFiles:

@@ -35,27 +35,33 @@ class ForeignCheckpoint:
     """One architecture of another library: how its config and weights become ours, and back.
 
     Subclass it once per foreign model type and name the subclass's instance in `foreign_checkpoints` of the
-    models. Only the two config methods must be written; the table `names` does the weights. A checkpoint that
-    also needs arithmetic (a fused projection) extends `weights_from` and `weights_to`.
+    models. The table `fields` does the config and `names` the weights. A checkpoint that needs more (a field
+    that depends on others, arithmetic on a fused projection) extends the methods that apply the tables.
 
     Attributes:
         model_type: The `model_type` in the foreign `config.json`.
         classes: The foreign class that each of our classes corresponds to, by name.
+        fields: The foreign field of the config that each of our fields corresponds to.
+        defaults: What an absent foreign field means, where it is not what its absence means to us.
         names: One row for each kind of weight: our name, the name to write, further names to read (of older
             versions, or of modules as opposed to files). `{}` stands for a number, `*` for all the rest of
             the name; each as often on both sides. The first row that fits counts.
         prefix: Put before the names of `names` by heads, on both sides; "" for none.
+        unused: Patterns of names in foreign files that say nothing, such as a saved 0, 1, 2, ...: not read.
         may_lack: Patterns of foreign weights that an exported folder need not hold.
     """
 
     model_type: str
     classes: Mapping[str, str]
     names: tuple[tuple[str, ...], ...]
+    fields: Mapping[str, str] = {}
+    defaults: Mapping[str, Any] = {}
     prefix: str = ""
+    unused: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
 
     def config_from(self, theirs: dict, weights: Collection[str], model_class: type) -> dict:
-        """The fields of our config.
+        """The fields of our config, by the table `fields`.
 
         Args:
             theirs: The foreign `config.json`; fields at their default may be absent.
@@ -65,15 +71,17 @@ class ForeignCheckpoint:
         Raises:
             ValueError: A value that our architecture cannot express.
         """
-        raise NotImplementedError
+        known = {**self.defaults, "dtype": theirs.get("torch_dtype"), **theirs}  # the name of transformers 4
+        return {ours: known[field] for ours, field in self.fields.items() if known.get(field) is not None}
 
     def config_to(self, ours: PreTrainedConfig, model_class: type) -> dict:
-        """The foreign `config.json` of a model of class `model_class`.
+        """The foreign `config.json` of a model of class `model_class`, by the table `fields`.
 
         Raises:
             ValueError: A value that the foreign architecture cannot express.
         """
-        raise NotImplementedError
+        values = ours.to_dict()
+        return {field: values[name] for name, field in self.fields.items() if values.get(name) is not None}
 
     def processor_to(self, processor: Any) -> Any:
         """What prepares the inputs, as one that transformers alone can load; itself when it is stock.
@@ -119,6 +127,8 @@ class ForeignCheckpoint:
     def _rename(self, weights: Mapping[str, Tensor], source: slice, target: int) -> dict[str, Tensor]:
         renamed: dict[str, Tensor] = {}
         for name, weight in weights.items():
+            if any(_compiled(pattern).fullmatch(name) for pattern in self.unused):
+                continue
             new = self.renamed(name, source, target) or name
             if new in renamed:
                 raise ValueError(f"Two weights of the checkpoint mean `{new}`; `{name}` is the second.")

@@ -5,7 +5,6 @@ files of transformers 5 (second column), those of transformers 4 with a CLIP tow
 transformers 5 (further columns).
 """
 
-from collections.abc import Collection
 from typing import Any
 
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedConfig, ProcessorMixin
@@ -25,8 +24,6 @@ LLAVA_FIELDS = {
     "connector_bias": "multimodal_projector_bias",
     "dtype": "dtype",
 }
-# What an absent field means there, where it is not what it means here.
-LLAVA_DEFAULTS = {"image_token_index": 32000}
 # Towers whose states are patches only, for which LLaVA must not drop the first.
 WITHOUT_CLS = ("siglip_vision_model", "siglip2_vision_model")
 
@@ -36,6 +33,8 @@ class LlavaCheckpoint(ForeignCheckpoint):
 
     model_type = "llava"
     classes = {"MMVLMForConditionalGeneration": "LlavaForConditionalGeneration"}
+    fields = LLAVA_FIELDS
+    defaults = {"image_token_index": 32000}
     names = (
         (
             "vision_tower.encoder.*",
@@ -49,20 +48,10 @@ class LlavaCheckpoint(ForeignCheckpoint):
         ("language_model.model.*", "language_model.model.*", "model.language_model.*"),
     )
 
-    def config_from(self, theirs: dict, weights: Collection[str], model_class: type) -> dict:
-        """See `ForeignCheckpoint`."""
-        known = LLAVA_DEFAULTS | theirs
-        if "dtype" not in known and theirs.get("torch_dtype") is not None:
-            known["dtype"] = theirs["torch_dtype"]
-        return {ours: known[field] for ours, field in LLAVA_FIELDS.items() if known.get(field) is not None}
-
     def config_to(self, ours: PreTrainedConfig, model_class: type) -> dict:
         """See `ForeignCheckpoint`. Blocks that the tower does not keep are not written either."""
         self._check_expressible(ours)
-        values = ours.to_dict()
-        fields = {
-            name: values[field] for field, name in LLAVA_FIELDS.items() if values.get(field) is not None
-        }
+        fields = super().config_to(ours, model_class)
         layers, chosen = ours.vision_layers, ours.vision_feature_layer
         kept = max(layers)
         counted = [layer - kept - 1 for layer in layers]
