@@ -29,11 +29,11 @@ def tuned(model, steps=2, **settings):
 def test_adapters_sit_where_asked_and_the_connector_is_trained_whole(towers):
     model = add_lora(tiny_model(), 2, towers=towers)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    adapters = {tower_of(name) for name in trained if "lora_" in name}
+    adapters = {tower_of(model, name) for name in trained if "lora_" in name}
     assert adapters == set(towers)
     whole = [name for name in trained if "lora_" not in name]
     assert whole
-    assert {tower_of(name) for name in whole} == {"connector"}
+    assert {tower_of(model, name) for name in whole} == {"connector"}
     assert not any("lm_head" in name for name in trained)
 
 

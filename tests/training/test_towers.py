@@ -10,7 +10,7 @@ from hf_mm.training.towers import build_optimizer, parameter_groups, tower_of, t
 
 
 def trained(model):
-    return {tower_of(name) for name, weight in model.named_parameters() if weight.requires_grad}
+    return {tower_of(model, name) for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def test_only_the_named_towers_are_trained():
@@ -61,7 +61,9 @@ def test_the_optimizer_moves_each_tower_at_its_rate(tmp_path):
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     optimizer.step()
     moved = {
-        tower_of(name) for name, weight in model.named_parameters() if not torch.equal(weight, before[name])
+        tower_of(model, name)
+        for name, weight in model.named_parameters()
+        if not torch.equal(weight, before[name])
     }
     assert moved == {"connector", "language"}
 
@@ -76,7 +78,7 @@ def test_names_survive_the_wrappers_of_peft():
     [
         (lambda m: train_only(m, ["visoin"]), "No tower 'visoin'; there are vision, connector, language"),
         (lambda m: parameter_groups(m, 1e-3, {"text": 1e-4}), "No tower 'text'"),
-        (lambda m: tower_of("lm_head.weight"), "'lm_head.weight' belongs to no tower"),
+        (lambda m: tower_of(m, "lm_head.weight"), "'lm_head.weight' belongs to no tower"),
     ],
 )
 def test_unknown_towers_are_named(call, message):

@@ -1,66 +1,132 @@
-"""The parts of a vision-language model by name: which are trained, and at which learning rate.
+"""The parts of a model by name: which are trained, how deep, and at which learning rate.
 
-A tower is a name of `TOWERS`; it holds the weights whose names begin with one of its prefixes, also behind
-the wrappers of PEFT and of distributed training.
+A model declares its `towers`, a class attribute: names, and for each the beginnings of the names of its
+weights. They are found behind the wrappers of PEFT, of compilation and of distributed training too.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_parameter_names
 
-from ..models.vlm.modeling_vlm import MMVLMForConditionalGeneration
+__all__ = [
+    "bare_model",
+    "build_optimizer",
+    "freeze_layers",
+    "parameter_groups",
+    "tower_of",
+    "towers_of",
+    "train_only",
+]
 
-__all__ = ["TOWERS", "build_optimizer", "parameter_groups", "tower_of", "train_only"]
-
-TOWERS = {
-    "vision": ("vision_tower.",),
-    "connector": ("connector.", "padding_embedding"),
-    "language": ("language_model.",),
-}
-_NORMS = (nn.LayerNorm, nn.GroupNorm)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_UNDECAYED = ("bias", "norm", "padding_embedding", "cls_token", "logit_scale")
 
 
-def tower_of(name: str) -> str:
-    """The tower that a weight belongs to, by its full name.
+@runtime_checkable
+class _PartlyIdle(Protocol):
+    """A module some of whose weights feed nothing; trainable, they would stop distributed training."""
+
+    def idle_parameters(self) -> list[nn.Parameter]: ...
+
+
+def bare_model(model: nn.Module) -> Any:
+    """The model that declares `towers`, out of its wrappers.
 
     Raises:
-        ValueError: The weight belongs to none.
+        TypeError: No part of `model` declares them.
     """
-    for prefix in ("module.", "base_model.model."):
-        name = name.removeprefix(prefix)
-    for tower, prefixes in TOWERS.items():
-        if name.startswith(prefixes):
-            return tower
-    raise ValueError(f"{name!r} belongs to no tower; there are {', '.join(TOWERS)}.")
+    return _bare(model)[1]
 
 
-def train_only(model: MMVLMForConditionalGeneration, towers: Iterable[str]) -> None:
-    """Freeze every tower but these; weights that feed nothing (behind the last block used) stay frozen.
+def towers_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The towers of a model, wrapped or not, and the beginnings of the names of their weights."""
+    return bare_model(model).towers
+
+
+def tower_of(model: nn.Module, name: str) -> str:
+    """The tower that a weight belongs to.
 
     Args:
-        model: A vision-language model, not yet wrapped.
-        towers: Names of `TOWERS`.
+        model: The model, wrapped or not.
+        name: The weight's name, as `model.named_parameters()` gives it.
+
+    Raises:
+        ValueError: The weight belongs to no tower.
     """
-    wanted = _known(towers)
-    idle = {id(weight) for weight in model.vision_tower.idle_parameters()}
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(tower_of(name) in wanted and id(weight) not in idle)
+    path, bare = _bare(model)
+    return _tower(bare.towers, name.removeprefix(path))
+
+
+def train_only(model: nn.Module, towers: Iterable[str]) -> None:
+    """Freeze every tower but these; weights that feed nothing (behind the last block used) stay frozen.
+
+    `train_only(model, ["text", "temperature"])` is locked-image tuning: Zhai et al. 2022, "LiT: Zero-Shot
+    Transfer with Locked-image text Tuning" (https://arxiv.org/abs/2111.07991).
+
+    Args:
+        model: A model that declares `towers`, without adapters.
+        towers: Names of them.
+    """
+    wanted = _known(model, towers)
+    parts = [module for module in model.modules() if isinstance(module, _PartlyIdle)]
+    idle = {id(weight) for part in parts for weight in part.idle_parameters()}
+    for tower, _, weight in _weights(model):
+        weight.requires_grad_(tower in wanted and id(weight) not in idle)
+
+
+def freeze_layers(model: nn.Module, tower: str, count: int) -> None:
+    """Freeze the embeddings of a tower and its first blocks; what is frozen already stays so.
+
+    The blocks are the tower's largest list of modules, whatever its name (of a ResNet, its stages); the
+    embeddings are the weights registered before that list, a norm that stands there included.
+
+    Args:
+        model: A model that declares `towers`, without adapters.
+        tower: Name of one of them.
+        count: How many blocks; 0 freezes the embeddings alone.
+
+    Raises:
+        ValueError: An unknown tower, one without blocks, or one with fewer blocks.
+    """
+    _known(model, [tower])
+    bare = bare_model(model)
+    lists = [
+        (sum(weight.numel() for weight in module.parameters()), name, module)
+        for name, module in bare.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and name.startswith(bare.towers[tower])
+    ]
+    if not lists:
+        raise ValueError(
+            f"The {tower} tower has no list of blocks to freeze; `train_only` freezes towers whole."
+        )
+    _, name, blocks = max(lists, key=lambda item: item[0])  # the first of equals: the outer one
+    if not 0 <= count <= len(blocks):
+        raise ValueError(
+            f"`count`={count} must be 0 to {len(blocks)}, the blocks of the {tower} tower ({name})."
+        )
+    block_of = {id(weight): index for index, block in enumerate(blocks) for weight in block.parameters()}
+    reached = False
+    for found, _, weight in _weights(model):
+        index = block_of.get(id(weight), -1)  # -1 before the blocks, and after them
+        reached = reached or index >= 0
+        if found == tower and index < count and (index >= 0 or not reached):
+            weight.requires_grad_(False)
 
 
 def parameter_groups(
     model: nn.Module, rate: float, rates: Mapping[str, float] | None = None, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Trainable weights by tower, those to decay apart from biases and norms.
+    """Trainable weights by tower, those to decay apart from biases, norms and temperatures.
 
     Args:
-        model: A vision-language model, wrapped or not.
+        model: A model that declares `towers`, wrapped or not.
         rate: Learning rate of the towers that `rates` leaves out.
         rates: Learning rate by tower.
-        weight_decay: Of matrices; biases and norms get none.
+        weight_decay: Of matrices; biases, norms, [CLS] tokens and temperatures get none.
 
     Returns:
         Groups for an optimizer; each has a `name` such as "vision", "vision (no decay)".
@@ -69,13 +135,13 @@ def parameter_groups(
         ValueError: `rates` names an unknown tower, or one that has nothing to train.
     """
     rates = dict(rates or {})
-    _known(rates)
-    decayed = set(get_parameter_names(model, [*_NORMS], ["bias", "norm", "padding_embedding", "cls_token"]))
+    _known(model, rates)
+    decayed = set(get_parameter_names(model, [*_NORMS], [*_UNDECAYED]))
     groups: dict[str, dict[str, Any]] = {}
-    for name, weight in model.named_parameters():
+    for tower, name, weight in _weights(model):
         if not weight.requires_grad:
             continue
-        tower, decay = tower_of(name), name in decayed
+        decay = name in decayed
         key = tower if decay else f"{tower} (no decay)"
         settings = {
             "params": [],
@@ -84,18 +150,13 @@ def parameter_groups(
             "name": key,
         }
         groups.setdefault(key, settings)["params"].append(weight)
-    missing = sorted(set(rates) - {tower_of_group(key) for key in groups})
+    missing = sorted(set(rates) - {key.removesuffix(" (no decay)") for key in groups})
     if missing:
         raise ValueError(
             f"A learning rate is given for {', '.join(missing)}, which has nothing to train; "
             "leave the rate out or unfreeze the tower."
         )
     return list(groups.values())
-
-
-def tower_of_group(name: str) -> str:
-    """The tower in the `name` of a group of `parameter_groups`."""
-    return name.removesuffix(" (no decay)")
 
 
 def build_optimizer(
@@ -107,8 +168,34 @@ def build_optimizer(
     return kind(groups, **settings)
 
 
-def _known(towers: Iterable[str]) -> set[str]:
-    unknown = sorted(set(towers) - set(TOWERS))
+def _bare(model: nn.Module) -> tuple[str, Any]:
+    """What stands before the names of the model that declares `towers`, and that model."""
+    for path, module in model.named_modules():
+        if isinstance(getattr(type(module), "towers", None), dict):
+            return f"{path}." if path else "", module
+    raise TypeError(
+        f"{type(model).__name__} declares no `towers`: a dictionary from names of parts to the beginnings of "
+        "the names of their weights, as MMVLMForConditionalGeneration has it; add it to the class."
+    )
+
+
+def _tower(towers: Mapping[str, tuple[str, ...]], name: str) -> str:
+    for tower, beginnings in towers.items():
+        if name.startswith(beginnings):
+            return tower
+    raise ValueError(f"{name!r} belongs to no tower; there are {', '.join(towers)}.")
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Tower, full name and weight, in the order of registration."""
+    path, bare = _bare(model)
+    for name, weight in model.named_parameters():
+        yield _tower(bare.towers, name.removeprefix(path)), name, weight
+
+
+def _known(model: nn.Module, towers: Iterable[str]) -> set[str]:
+    wanted, there = set(towers), towers_of(model)
+    unknown = sorted(wanted - set(there))
     if unknown:
-        raise ValueError(f"No tower {', '.join(map(repr, unknown))}; there are {', '.join(TOWERS)}.")
-    return set(towers)
+        raise ValueError(f"No tower {', '.join(map(repr, unknown))}; there are {', '.join(there)}.")
+    return wanted

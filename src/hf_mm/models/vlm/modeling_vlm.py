@@ -127,6 +127,13 @@ class MMVLMForConditionalGeneration(MMVLMPreTrainedModel, GenerationMixin):
     A call returns `MMVLMOutput`; what else it is given goes to the language model.
     """
 
+    # What can be trained, frozen or adapted apart, by the beginnings of the names of the weights.
+    towers = {
+        "vision": ("vision_tower.",),
+        "connector": ("connector.", "padding_embedding"),
+        "language": ("language_model.",),
+    }
+
     def __init__(
         self,
         config: MMVLMConfig,
