@@ -1,0 +1,1 @@
+"""Bag of words: a text as the mean of its word vectors."""

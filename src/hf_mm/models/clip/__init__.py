@@ -1,0 +1,1 @@
+"""The CLIP family: images and texts in one space."""
