@@ -45,7 +45,7 @@ class MMBagOfWordsModel(AtomicSaveMixin, PreTrainedModel):
         return self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings = value  # ty: ignore[invalid-assignment]
+        self.embeddings = value
 
     @can_return_tuple
     def forward(

@@ -100,8 +100,8 @@ class MMCLIPConfig(RemoteCodeMixin, PreTrainedConfig):
     def validate_bias(self) -> None:
         if self.logit_bias_init_value is not None and self.objective == "softmax":
             raise ValueError(
-                f"`logit_bias_init_value`={self.logit_bias_init_value} has no effect on a softmax; leave it out "
-                'or use `objective`="sigmoid".'
+                f"`logit_bias_init_value`={self.logit_bias_init_value} does nothing in a softmax; leave it "
+                'out or use `objective`="sigmoid".'
             )
 
     def validate_smoothing(self) -> None:
