@@ -27,6 +27,7 @@ class Toy(ForeignCheckpoint):
     classes = {}
     fields = {"hidden_size": "width", "hidden_act": "act", "dtype": "dtype"}
     defaults = {"act": "relu"}
+    fixed = {"qkv_bias": True}
     unused = ("*.position_ids",)
     prefix = "body."
     names = (
@@ -87,15 +88,20 @@ class TestFields:
     def test_fields_carry_over_in_both_directions(self):
         theirs = {"width": 24, "act": "gelu", "dtype": "float16", "other": 1}
         ours = Toy().config_from(theirs, (), MMViTModel)
-        assert ours == {"hidden_size": 24, "hidden_act": "gelu", "dtype": "float16"}
+        assert ours == {"hidden_size": 24, "hidden_act": "gelu", "dtype": "float16", "qkv_bias": True}
         back = Toy().config_to(MMViTModel.config_class(**ours), MMViTModel)
         assert back == {"width": 24, "act": "gelu", "dtype": "float16"}
 
     def test_an_absent_field_means_what_it_means_there(self):
-        assert Toy().config_from({"width": None}, (), MMViTModel) == {"hidden_act": "relu"}
+        assert Toy().config_from({"width": None}, (), MMViTModel) == {"hidden_act": "relu", "qkv_bias": True}
 
     def test_the_dtype_of_transformers_4_is_read(self):
         assert Toy().config_from({"torch_dtype": "bfloat16"}, (), MMViTModel)["dtype"] == "bfloat16"
+
+    def test_a_field_that_they_have_no_word_for_is_refused(self):
+        config = MMViTModel.config_class(qkv_bias=False)
+        with pytest.raises(ValueError, match=r"`qkv_bias`=False cannot be .* `toy` has True only; set it so"):
+            Toy().config_to(config, MMViTModel)
 
 
 class TestFiles:
@@ -178,7 +184,9 @@ class TestRefusals:
     def test_another_model_type_is_named_with_the_known_ones(self, tmp_path):
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
         BertModel(BertConfig(**sizes, vocab_size=8)).save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"of type 'bert'; MMViTModel reads: mm_vit, vit\. Load it"):
+        with pytest.raises(
+            ValueError, match=r"of type 'bert'; MMViTModel reads: mm_vit, vit, clip_vision_model, clip\. L"
+        ):
             MMViTModel.from_pretrained(tmp_path)
 
     def test_a_config_without_a_type_is_named(self, tmp_path):

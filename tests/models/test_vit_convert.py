@@ -198,8 +198,11 @@ def test_what_ours_cannot_express_is_named(changes, message, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stem_channels": [8, 16]}, r"`stem_channels`=\[8, 16\] cannot be exported, .* convolutional stem"),
+        ({"stem_channels": [8, 16]}, r"`stem_channels`=\[8, 16\] cannot be exported, .* has None only; set"),
         ({"pooling": "mean"}, r"`pooling`='mean' cannot be exported, transformers' ViTForImageCl"),
+        ({"embedding_norm": True}, r"`embedding_norm`=True cannot be exported, .* has False only; set it so"),
+        ({"patch_bias": False}, r"`patch_bias`=False cannot be exported, .* has True only; set it so"),
+        ({"final_norm": False}, r"`final_norm`=False cannot be exported, transformers' ViTForImageClassific"),
     ],
 )
 def test_what_transformers_cannot_express_is_named_and_nothing_written(changes, message, tmp_path):

@@ -135,8 +135,14 @@ def test_a_tower_without_cls_keeps_its_first_patch(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "`connector`='attention_pool' cannot be exported, LLaVA has 'mlp' only"),
-        ({"connector": "mlp"}, "`pooling_size`=2 cannot be exported, LLaVA has 1 only"),
+        (
+            {},
+            "`connector`='attention_pool' cannot be exported, .*LlavaForConditionalGeneration has 'mlp' only",
+        ),
+        (
+            {"connector": "mlp"},
+            "`pooling_size`=2 cannot be exported, .*LlavaForConditionalGeneration has 1 only",
+        ),
         (
             {"connector": "mlp", "pooling_size": 1},
             "A 'mm_vit' tower read at `vision_feature_layer`=None cannot",

@@ -43,11 +43,12 @@ class ForeignCheckpoint:
         classes: The foreign class that each of our classes corresponds to, by name.
         fields: The foreign field of the config that each of our fields corresponds to.
         defaults: What an absent foreign field means, where it is not what its absence means to us.
+        fixed: Our fields that the foreign architecture has no word for, with the value that it always has.
         names: One row for each kind of weight: our name, the name to write, further names to read (of older
             versions, or of modules as opposed to files). `{}` stands for a number, `*` for all the rest of
             the name; each as often on both sides. The first row that fits counts.
         prefix: Put before the names of `names` by heads, on both sides; "" for none.
-        unused: Patterns of names in foreign files that say nothing, such as a saved 0, 1, 2, ...: not read.
+        unused: Patterns of foreign names that are not read: a saved 0, 1, 2, ..., another tower.
         may_lack: Patterns of foreign weights that an exported folder need not hold.
     """
 
@@ -56,12 +57,13 @@ class ForeignCheckpoint:
     names: tuple[tuple[str, ...], ...]
     fields: Mapping[str, str] = {}
     defaults: Mapping[str, Any] = {}
+    fixed: Mapping[str, Any] = {}
     prefix: str = ""
     unused: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
 
     def config_from(self, theirs: dict, weights: Collection[str], model_class: type) -> dict:
-        """The fields of our config, by the table `fields`.
+        """The fields of our config, by the tables `fields` and `fixed`.
 
         Args:
             theirs: The foreign `config.json`; fields at their default may be absent.
@@ -72,7 +74,8 @@ class ForeignCheckpoint:
             ValueError: A value that our architecture cannot express.
         """
         known = {**self.defaults, "dtype": theirs.get("torch_dtype"), **theirs}  # the name of transformers 4
-        return {ours: known[field] for ours, field in self.fields.items() if known.get(field) is not None}
+        fields = {ours: known[field] for ours, field in self.fields.items() if known.get(field) is not None}
+        return {**self.fixed, **fields}
 
     def config_to(self, ours: PreTrainedConfig, model_class: type) -> dict:
         """The foreign `config.json` of a model of class `model_class`, by the table `fields`.
@@ -81,6 +84,14 @@ class ForeignCheckpoint:
             ValueError: A value that the foreign architecture cannot express.
         """
         values = ours.to_dict()
+        for name, wanted in self.fixed.items():
+            if values[name] != wanted:
+                what = self.classes.get(model_class.__name__, f"`{self.model_type}`")
+                raise ValueError(
+                    f"`{name}`={values[name]!r} cannot be exported, transformers' {what} has {wanted!r} "
+                    "only; set it so if only training needs it, else share the folder itself, it loads with "
+                    "`trust_remote_code=True`."
+                )
         return {field: values[name] for name, field in self.fields.items() if values.get(name) is not None}
 
     def processor_to(self, processor: Any) -> Any:
@@ -110,7 +121,7 @@ class ForeignCheckpoint:
         if unknown:
             raise ValueError(
                 f"`{unknown[0]}` ({len(unknown)} weights in all) has no place in a `{self.model_type}` "
-                "checkpoint; only the architecture that transformers defines can be exported."
+                "checkpoint; only what that architecture has can be exported."
             )
         return self._rename(ours, source=slice(0, 1), target=1)
 

@@ -28,6 +28,7 @@ from ...layers.attention import Attention
 from ...layers.blocks import PreNormBlock
 from ...layers.packing import PackedRows
 from .configuration_clip_text import MMCLIPTextConfig
+from .convert_clip_text import CLIP_TEXT_CHECKPOINT, TEXT_OF_CLIP_CHECKPOINT
 
 __all__ = ["MMCLIPTextModel", "MMCLIPTextPreTrainedModel"]
 
@@ -54,6 +55,7 @@ class MMCLIPTextPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrained
     main_input_name = "input_ids"
     input_modalities = ["text"]
     supports_gradient_checkpointing = True
+    foreign_checkpoints = (CLIP_TEXT_CHECKPOINT, TEXT_OF_CLIP_CHECKPOINT)
     _no_split_modules = ["CLIPTextEmbeddings", "PreNormBlock"]
     _supports_sdpa = True
     _supports_attention_backend = True

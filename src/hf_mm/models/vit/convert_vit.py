@@ -35,8 +35,6 @@ VIT_FIELDS = {
 }
 VIT_SHARES = ("hidden_dropout", "attention_dropout", "layer_norm_eps", "initializer_range")
 VIT_SIDES = ("image_size", "patch_size")
-# What an absent field means there, where it is not what it means here.
-VIT_DEFAULTS = {"layer_norm_eps": 1e-12}
 
 
 class ViTCheckpoint(ForeignCheckpoint):
@@ -44,6 +42,9 @@ class ViTCheckpoint(ForeignCheckpoint):
 
     model_type = "vit"
     classes = {"MMViTModel": "ViTModel", "MMViTForImageClassification": "ViTForImageClassification"}
+    fields = VIT_FIELDS
+    defaults = {"layer_norm_eps": 1e-12}
+    fixed = {"stem_channels": None, "patch_bias": True, "embedding_norm": False, "final_norm": True}
     prefix = "vit."
     names = (
         ("embeddings.cls_token", "embeddings.cls_token"),
@@ -85,14 +86,9 @@ class ViTCheckpoint(ForeignCheckpoint):
 
     def config_from(self, theirs: dict, weights: Collection[str], model_class: type) -> dict:
         """See `ForeignCheckpoint`. A pooler is kept by the bare model; transformers' classifier has none."""
-        known = VIT_DEFAULTS | theirs
-        fields: dict = {
-            ours: known[field] for ours, field in VIT_FIELDS.items() if known.get(field) is not None
-        }
+        fields = super().config_from(theirs, weights, model_class)
         fields |= {name: float(fields[name]) for name in VIT_SHARES if name in fields}  # `0` in older files
         fields |= {name: self._side(name, fields[name]) for name in VIT_SIDES if name in fields}
-        if "dtype" not in fields and theirs.get("torch_dtype") is not None:
-            fields["dtype"] = theirs["torch_dtype"]
         bare = self.classes.get(model_class.__name__) == "ViTModel"
         if bare and "pooler.dense.weight" in {name.removeprefix(self.prefix) for name in weights}:
             self._check_pooler(theirs, fields.get("hidden_size", 768))
@@ -100,22 +96,16 @@ class ViTCheckpoint(ForeignCheckpoint):
         return fields | {"pooling": "cls"}
 
     def config_to(self, ours: PreTrainedConfig, model_class: type) -> dict:
-        """See `ForeignCheckpoint`. Refuses a stem and any pooling that transformers' ViT does not have."""
+        """See `ForeignCheckpoint`. Refuses what transformers' ViT does not have, such as a stem."""
         name = self.classes[model_class.__name__]
         poolings = ("cls", "tanh") if name == "ViTModel" else ("cls",)
-        instead = "share the folder itself, it loads with `trust_remote_code=True`."
-        if ours.stem_channels:
-            raise ValueError(
-                f"`stem_channels`={ours.stem_channels} cannot be exported, transformers' {name} has no "
-                f"convolutional stem; {instead}"
-            )
+        fields = super().config_to(ours, model_class)
         if ours.pooling not in poolings:
             raise ValueError(
                 f"`pooling`={ours.pooling!r} cannot be exported, transformers' {name} has "
-                f"{' or '.join(map(repr, poolings))} only; {instead}"
+                f"{' or '.join(map(repr, poolings))} only; share the folder itself, it loads with "
+                "`trust_remote_code=True`."
             )
-        values = ours.to_dict()
-        fields = {name: values[field] for field, name in VIT_FIELDS.items() if values.get(field) is not None}
         return fields | {"encoder_stride": ours.patch_size, "pooler_act": "tanh"}
 
     @staticmethod

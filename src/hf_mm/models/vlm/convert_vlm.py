@@ -35,6 +35,7 @@ class LlavaCheckpoint(ForeignCheckpoint):
     classes = {"MMVLMForConditionalGeneration": "LlavaForConditionalGeneration"}
     fields = LLAVA_FIELDS
     defaults = {"image_token_index": 32000}
+    fixed = {"connector": "mlp", "pooling_size": 1, "padding_embedding": False}
     names = (
         (
             "vision_tower.encoder.*",
@@ -50,8 +51,8 @@ class LlavaCheckpoint(ForeignCheckpoint):
 
     def config_to(self, ours: PreTrainedConfig, model_class: type) -> dict:
         """See `ForeignCheckpoint`. Blocks that the tower does not keep are not written either."""
-        self._check_expressible(ours)
         fields = super().config_to(ours, model_class)
+        self._check_expressible(ours)
         layers, chosen = ours.vision_layers, ours.vision_feature_layer
         kept = max(layers)
         counted = [layer - kept - 1 for layer in layers]
@@ -73,19 +74,11 @@ class LlavaCheckpoint(ForeignCheckpoint):
     def _check_expressible(config: PreTrainedConfig) -> None:
         """Refuse what LLaVA does not have, by the name of the field."""
         width = config.text_config.hidden_size
-        wanted = {
-            "connector": ("mlp",),
-            "pooling_size": (1,),
-            "padding_embedding": (False,),
-            "connector_hidden_size": (None, width),
-        }
-        values = config.to_dict()
-        for name, allowed in wanted.items():
-            if values[name] not in allowed:
-                raise ValueError(
-                    f"`{name}`={values[name]!r} cannot be exported, LLaVA has {allowed[-1]!r} only; share "
-                    "the folder itself, it loads with `trust_remote_code=True`."
-                )
+        if config.connector_hidden_size not in (None, width):
+            raise ValueError(
+                f"`connector_hidden_size`={config.connector_hidden_size} cannot be exported, LLaVA has "
+                f"{width} only; share the folder itself, it loads with `trust_remote_code=True`."
+            )
         if config.vision_feature_layer is None or config.vision_config.model_type.startswith("mm_"):
             raise ValueError(
                 f"A {config.vision_config.model_type!r} tower read at `vision_feature_layer`="
