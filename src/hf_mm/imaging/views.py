@@ -4,8 +4,10 @@ Three ways to make a picture square: "crop", its shorter side resized and the mi
 "stretch" (ViT); "pad", as large as fits in the middle of a black square (Molmo). Resizing is exact in the
 arithmetic of the published models, or done in 8-bit integers, several times as fast and a level of 255 away.
 
-Shapes: H x W pixels of a picture, S side of a view in pixels, P patches per side of a view.
+Shapes: H x W pixels of a picture.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -23,41 +25,57 @@ MOST_PIXELS = 2**26  # of one resized picture
 STACKED_BYTES = 2**25  # resized in one go
 
 
-def fit_views(pictures: list[np.ndarray], side: int, fit: str, resample: int, exact: bool) -> Tensor:
-    """One square view of each picture.
+def fit_views(
+    pictures: list[np.ndarray],
+    size: int | tuple[int, int] | None,
+    crop: tuple[int, int] | None,
+    resample: int,
+    exact: bool,
+) -> Tensor:
+    """One view of each picture, all of one size.
 
-    Pictures of one size are resized together; those that have the view's size are taken as they are.
+    Pictures of one size are resized together, and of each only what its view shows; those that have the
+    wanted size are taken as they are.
 
     Args:
         pictures: (H, W, 3) uint8 each.
-        side: S.
-        fit: "crop" or "stretch".
+        size: Of the resized picture in pixels: of its shorter side, or height and width; `None` to leave it.
+        crop: Height and width of the middle to keep, on black where the picture is smaller; `None` for all.
         resample: Filter, a value of `PIL.Image.Resampling`.
         exact: Resize as Pillow does; else in 8-bit integers if the filter is bilinear or bicubic.
 
     Returns:
-        (pictures, 3, S, S) uint8, channels last in memory.
+        (pictures, 3, height, width) uint8, channels last in memory.
 
     Raises:
-        ValueError: A picture is so narrow that resizing its shorter side would make it huge.
+        ValueError: A picture is so narrow that resizing its shorter side would make it huge, or the views
+            would differ in size.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(i)
-    views = torch.empty(len(pictures), side, side, 3, dtype=torch.uint8)
+    views = torch.empty(0)
     for (height, width, _), members in groups.items():
-        size = (side, side) if fit == "stretch" else _shorter_side_to(side, height, width, members[0])
-        resize = _resize_with_pillow if exact or resample not in TORCH_MODES else _resize_in_bytes
+        target = _resized(size, height, width, members[0])
+        view_size = crop or target
+        top, high, below = _middle(target[0], view_size[0])
+        left, wide, beside = _middle(target[1], view_size[1])
+        if members[0] == 0:
+            views = torch.zeros(len(pictures), *view_size, 3, dtype=torch.uint8)
+        elif views.shape[1:3] != view_size:
+            raise ValueError(
+                f"image {members[0]} becomes {target[0]}x{target[1]} px, image 0 {views.shape[1]}x"
+                f"{views.shape[2]} px; give `size` as height and width, or cut all alike by `crop_size`."
+            )
+        resize = _resize_in_bytes if resample in TORCH_MODES and not exact else _resize_with_pillow
+        resize = _cut if target == (height, width) else resize
         chunk = max(1, STACKED_BYTES // (height * width * 3))
         for start in range(0, len(members), chunk):
             part = members[start : start + chunk]
-            stack = np.stack([pictures[i] for i in part])
-            resized = torch.from_numpy(stack) if size == (height, width) else resize(stack, size, resample)
-            top, left = (size[0] - side) // 2, (size[1] - side) // 2
-            resized = resized[:, top : top + side, left : left + side]
-            if len(part) == len(pictures):
-                return resized.permute(0, 3, 1, 2)
-            views[part] = resized
+            shown = resize([pictures[i] for i in part], target, (top, left, high, wide), resample)
+            if len(part) == len(pictures) and (high, wide) == view_size:
+                return shown.permute(0, 3, 1, 2)
+            views[part, below : below + high, beside : beside + wide] = shown
     return views.permute(0, 3, 1, 2)
 
 
@@ -125,25 +143,78 @@ def _cover(start: int, length: int, patches: int, patch_size: int) -> Tensor:
     return covered.diff() / patch_size
 
 
-def _shorter_side_to(side: int, height: int, width: int, number: int) -> tuple[int, int]:
-    longer = side * max(height, width) // min(height, width)
-    if side * longer > MOST_PIXELS:
+def _resized(size: int | tuple[int, int] | None, height: int, width: int, number: int) -> tuple[int, int]:
+    """Height and width of a resized picture."""
+    if size is None:
+        return height, width
+    if isinstance(size, tuple):
+        return size
+    longer = size * max(height, width) // min(height, width)
+    if size * longer > MOST_PIXELS:
         raise ValueError(
-            f"image {number} is {height}x{width} px: with its shorter side at {side} px the longer one has "
-            f"{longer} px; cut the image first, or choose `fit`='pad' or 'stretch'."
+            f"image {number} is {height}x{width} px: with its shorter side at {size} px the longer one has "
+            f"{longer} px; cut the image first, or choose a way that keeps it whole: stretch or pad it."
         )
-    return (longer, side) if height >= width else (side, longer)
+    return (longer, size) if height >= width else (size, longer)
 
 
-def _resize_with_pillow(stack: np.ndarray, size: tuple[int, int], resample: int) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, *size, 3)."""
-    height, width = size
-    resized = [np.asarray(Image.fromarray(one).resize((width, height), resample)) for one in stack]
-    return torch.from_numpy(np.stack(resized))
+def _middle(length: int, kept: int) -> tuple[int, int, int]:
+    """Where the kept middle of a side starts, how much of it there is, and where that lies in the view."""
+    if length >= kept:
+        return (length - kept) // 2, kept, 0
+    return 0, length, (kept - length + 1) // 2
 
 
-def _resize_in_bytes(stack: np.ndarray, size: tuple[int, int], resample: int) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, *size, 3)."""
-    pixels = torch.from_numpy(stack).permute(0, 3, 1, 2)  # channels last in memory: the fast case
-    resized = nn.functional.interpolate(pixels, size, mode=TORCH_MODES[resample], antialias=True)
-    return resized.permute(0, 2, 3, 1)
+def _cut(pictures: list[np.ndarray], size: tuple[int, int], window: Box, resample: int) -> Tensor:
+    """Windows of pictures that have their size already."""
+    top, left, high, wide = window
+    return torch.from_numpy(np.stack([one[top : top + high, left : left + wide] for one in pictures]))
+
+
+def _resize_with_pillow(
+    pictures: list[np.ndarray], size: tuple[int, int], window: Box, resample: int
+) -> Tensor:
+    """Windows of resized pictures, (H, W, 3) uint8 each, to (B, height, width, 3).
+
+    Cut only afterwards: Pillow rounds to 8 bits between rows and columns and, by version, begins with either.
+    """
+    (height, width), (top, left, high, wide) = size, window
+    resized = [np.asarray(Image.fromarray(one).resize((width, height), resample)) for one in pictures]
+    return torch.from_numpy(np.stack([one[top : top + high, left : left + wide] for one in resized]))
+
+
+def _resize_in_bytes(pictures: list[np.ndarray], size: tuple[int, int], window: Box, resample: int) -> Tensor:
+    """Windows of resized pictures, (H, W, 3) uint8 each and all of one size, to (B, height, width, 3)."""
+    top, left, high, wide = window
+    height, width = pictures[0].shape[:2]
+    rows, below, factor = _needed(height, size[0], top, high)
+    columns, beside, stretch = _needed(width, size[1], left, wide)
+    pixels = torch.from_numpy(np.stack([one[rows, columns] for one in pictures]))
+    resized = nn.functional.interpolate(
+        pixels.permute(0, 3, 1, 2),  # channels last in memory: the fast case
+        scale_factor=(factor, stretch),
+        mode=TORCH_MODES[resample],
+        antialias=True,
+    )
+    return resized[:, :, below : below + high, beside : beside + wide].permute(0, 2, 3, 1)
+
+
+def _needed(old: int, new: int, start: int, length: int) -> tuple[slice, int, float]:
+    """Which old pixels of a side the new ones from `start` on are made of.
+
+    Cut off on the left only where the edges of old and new pixels meet, so that no filter is displaced.
+
+    Returns:
+        The old pixels; how many of the new ones made of them precede `start`; the factor between their
+        sizes, such that there are enough new ones.
+    """
+    scale = old / new
+    reach = 2 * max(scale, 1.0) + 1  # of the bicubic filter
+    period = new // math.gcd(old, new)
+    before = max(0, math.floor(((start + 0.5) * scale - reach) / scale)) // period * period
+    first = before * old // new
+    last = min(old, math.ceil((start + length - 0.5) * scale + reach))
+    factor = new / old
+    while math.floor((last - first) * factor) < start + length - before:
+        factor = math.nextafter(factor, math.inf)
+    return slice(first, last), start - before, factor

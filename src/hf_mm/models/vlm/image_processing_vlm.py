@@ -7,28 +7,24 @@ Shapes: I images, V views of all of them, S side of a view in pixels, P patches 
 """
 
 from collections.abc import Sequence
-from itertools import count
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
-from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...hub.remote_code import RemoteCodeMixin
 from ...imaging.crops import canvas_patches, choose_grid, token_grids
-from ...imaging.loading import load_images, load_rgb
+from ...imaging.normalising import affine, check_colours
+from ...imaging.processor import PictureProcessor
 from ...imaging.views import TORCH_MODES, cover_patches, cut_windows, fit_views, pad_to
 
 __all__ = ["MMVLMImageProcessor", "MMVLMImagesKwargs"]
 
 FITS = ("crop", "pad", "stretch")
-# What transformers writes into or passes along with a saved image processor, besides its fields.
-SERVICE_FIELDS = {"auto_map", "image_processor_type", "processor_class", "feature_extractor_type"}
 
 
 class MMVLMImagesKwargs(TypedDict, total=False):
@@ -51,7 +47,7 @@ class MMVLMImagesKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):
+class MMVLMImageProcessor(RemoteCodeMixin, PictureProcessor):
     """Any pictures (see `load_rgb`) to `pixel_values` and what a model must know about them.
 
     Args:
@@ -106,18 +102,10 @@ class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):
     input_data_format = None
 
     def __init__(self, **kwargs: Any) -> None:
-        fields = MMVLMImagesKwargs.__annotations__
-        unknown = sorted(kwargs.keys() - fields.keys() - SERVICE_FIELDS)
-        if unknown:
-            raise TypeError(
-                f"`{unknown[0]}` is no field of {type(self).__name__}; it has {', '.join(fields)}."
-            )
-        given = {name: kwargs[name] for name in fields if kwargs.get(name) is not None}
-        validate_typed_dict(self.valid_kwargs, given)  # ty: ignore[invalid-argument-type]
         super().__init__(**kwargs)
         self.fit = self.fit or ("pad" if self.max_crops else "crop")
         self.resample = int(_default_filter(self.fit) if self.resample is None else self.resample)
-        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in fields})
+        self.check_fields()
 
     def grid_for(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of crops that an image of this size in pixels gets; (0, 0) for a single view."""
@@ -149,53 +137,24 @@ class MMVLMImageProcessor(RemoteCodeMixin, PilBackend):
         rows, cols = processor.grid_for(height, width)
         return 1 + rows * cols
 
-    def fetch_images(self, image_url_or_urls: object) -> np.ndarray | list:
-        """Read pictures, in the nesting they come in; processors call this first.
-
-        Args:
-            image_url_or_urls: Pictures of any kind, see `load_rgb`. The name is transformers'.
-        """
-        numbers = count()
-
-        def read(item: object) -> np.ndarray | list:
-            if isinstance(item, list | tuple):
-                return [read(part) for part in item]
-            if isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
-                return [read(part) for part in item]
-            return load_rgb(item, f"image {next(numbers)}", self.input_data_format)
-
-        return read(image_url_or_urls)
-
-    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]
-        kwargs = super()._standardize_kwargs(**kwargs, default_to_square=True)
-        return {name: value for name, value in kwargs.items() if name in self.valid_kwargs.__annotations__}
-
     def _validate_preprocess_kwargs(self, **fields: Any) -> None:  # ty: ignore[incompatible-method-override]
         _check_views(fields)
-        _check_colours(fields)
-
-    def _preprocess_image_like_inputs(  # ty: ignore[incompatible-method-override]
-        self, images: object, **fields: Any
-    ) -> BatchFeature:
-        pictures = load_images(images, fields.pop("input_data_format"))
-        if not pictures:
-            raise ValueError("`images` holds no image; leave the argument out where there is text alone.")
-        return self._preprocess(pictures, **fields)
+        check_colours(fields)
 
     def _preprocess(  # ty: ignore[incompatible-method-override]
         self, images: list[np.ndarray], return_tensors: str | None, **fields: Any
     ) -> BatchFeature:
         """RGB pictures, (height, width, 3) uint8 each, and all fields to the model's inputs."""
         data = _pad_and_crop(images, fields) if fields["fit"] == "pad" else _one_view_each(images, fields)
-        scale, shift = _affine(fields)
+        scale, shift = affine(fields)
         data["pixel_values"].mul_(scale).add_(shift)
         return BatchFeature(data, tensor_type=return_tensors)
 
 
 def _one_view_each(pictures: list[np.ndarray], fields: dict) -> dict[str, Tensor]:
-    views = fit_views(
-        pictures, fields["size"].height, fields["fit"], fields["resample"], fields["exact_resize"]
-    )
+    side = fields["size"].height
+    size = side if fields["fit"] == "crop" else (side, side)
+    views = fit_views(pictures, size, (side, side), fields["resample"], fields["exact_resize"])
     return {
         "pixel_values": views.to(torch.float32, memory_format=torch.contiguous_format),
         "image_grids": torch.zeros(len(pictures), 2, dtype=torch.int64),
@@ -233,14 +192,6 @@ def _pad_and_crop(pictures: list[np.ndarray], fields: dict) -> dict[str, Tensor]
     }
 
 
-def _affine(fields: dict) -> tuple[Tensor, Tensor]:
-    """Rescaling and normalising as one factor and one summand per channel, (3, 1, 1) each."""
-    factor = fields["rescale_factor"] if fields["do_rescale"] else 1.0
-    mean, std = (fields["image_mean"], fields["image_std"]) if fields["do_normalize"] else (0.0, 1.0)
-    mean, std = (torch.tensor(x, dtype=torch.float64).expand(3).view(3, 1, 1) for x in (mean, std))
-    return (factor / std).float(), (-mean / std).float()
-
-
 def _check_views(fields: dict) -> None:
     size, patch, pooling, fit = (fields[name] for name in ("size", "patch_size", "pooling_size", "fit"))
     if size is None or not size.height or size.height != size.width:
@@ -261,16 +212,6 @@ def _check_views(fields: dict) -> None:
     token_grids(
         *grid, size.height // patch, fields["crop_margin_patches"], pooling
     )  # raises if it does not fit
-
-
-def _check_colours(fields: dict) -> None:
-    for name in ("image_mean", "image_std"):
-        value = fields[name]
-        numbers = list(value) if isinstance(value, Sequence) else [value]
-        if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError(f"`{name}` must be one number or three, got {value}.")
-        if name == "image_std" and 0 in numbers:
-            raise ValueError(f"`image_std` is divided by and must not hold 0, got {value}.")
 
 
 def _default_filter(fit: str) -> int:
