@@ -8,7 +8,6 @@ version (https://visualqa.org/evaluation).
 import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..models.vlm.chat_vlm import put_images_in
 from ..models.vlm.processing_vlm import MMVLMProcessor, user_message
+from .features import image_identity, undecoded
 
 if TYPE_CHECKING:  # asking a model needs no data set
     from datasets import Dataset
@@ -107,7 +107,7 @@ class _ImageEncoder:
 
     @torch.no_grad()
     def __call__(self, images: list) -> list[Tensor]:
-        keys = [_identity(image) for image in images]
+        keys = [image_identity(image) for image in images]
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self.kept}
         if new:
             pixels = self.processor.image_processor(list(new.values()), return_tensors="pt").to(
@@ -129,7 +129,7 @@ def _prompts(
     """The tokens of each prompt and its images; equal questions are rendered once."""
     texts: dict[object, list[int]] = {}
     prompts, images = [], []
-    for number, row in enumerate(_undecoded(rows)):
+    for number, row in enumerate(undecoded(rows)):
         pictures = row["images"] if row.get("images") is not None else [row.get("image")]
         if any(picture is None for picture in pictures):
             raise ValueError(f"Row {number} has no `image` or `images`, only {sorted(row)}.")
@@ -168,21 +168,6 @@ def _left_padded(processor: MMVLMProcessor, prompts: list[list[int]], device: to
         "attention_mask": torch.tensor(mask, device=device),
         "pad_token_id": filler,
     }
-
-
-def _identity(image: object) -> object:
-    if isinstance(image, dict):
-        return image.get("path") or image.get("bytes")
-    return image if isinstance(image, str | Path | bytes) else id(image)
-
-
-def _undecoded(rows: "Dataset | Sequence[dict]") -> Iterable[dict]:
-    """The same rows with images as they are stored; each is read once, when it is encoded."""
-    if not isinstance(rows, Sequence):
-        for column, feature in rows.features.items():
-            if type(feature).__name__ == "Image":
-                rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
 
 
 def normalise_answer(text: str) -> str:

@@ -1,0 +1,110 @@
+"""What a trained image-text model leaves beside its weights: results, a picture of matches, a model card."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..hub.saving import atomic_write
+from ..imaging.drawing import AnsweredImage, answer_grid
+from .report import environment, eval_results, markdown_table, model_card, write_results
+
+__all__ = ["matches", "write_alignment_report"]
+
+CARD = """
+# {{ name }}
+
+An image-text model ({{ weights }} weights) trained with [hf_mm](https://pypi.org/project/hf-mm/) on
+{{ dataset }}: an image tower and a text tower whose vectors meet in one space.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
+print(classify("picture.png", candidate_labels=["a cat", "a dog"], hypothesis_template="{}"))
+```
+
+With `hf_mm` installed and imported, `trust_remote_code` is not needed.
+
+## Results
+
+{{ measured }}
+
+{{ table }}
+
+![matches](matches.png)
+
+## Training
+
+{{ training }}
+
+## Limits
+
+It has seen nothing but its training data: other pictures and other words get arbitrary vectors.
+{% if licence_note %}
+## Licence of the data
+
+{{ licence_note }}
+{% endif %}
+"""
+
+
+def matches(
+    images: Sequence[Any], texts: Sequence[str], similarities: Tensor, right: Sequence[int]
+) -> list[AnsweredImage]:
+    """A card for each image: the text most similar to it, next to the right one.
+
+    Args:
+        images: N pictures, see `load_rgb`.
+        texts: M texts.
+        similarities: (N, M).
+        right: (N,) the text of each image.
+    """
+    best = similarities.argmax(dim=1).tolist()
+    return [
+        AnsweredImage(image, f"best of {len(texts)} texts:", texts[found], texts[own], texts[found] == texts[own])
+        for image, found, own in zip(images, best, right, strict=True)
+    ]
+
+
+def write_alignment_report(
+    folder: str | Path,
+    results: Mapping[str, Any],
+    headline: Mapping[str, float],
+    cards: Sequence[AnsweredImage],
+    table: Sequence[Mapping[str, Any]],
+    texts: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write `results.json`, `matches.png` and the model card `README.md` into a model's folder.
+
+    Args:
+        folder: Of the model.
+        results: What was measured; the versions of all that took part are added.
+        headline: The metrics of the card's index, as shares of 1.
+        cards: Of `matches`.
+        table: Rows of the table of results; all columns but "model" and "texts" are shares of 1.
+        texts: `dataset`, `weights`, `measured`, `training` and, if the data asks for one, `licence_note`.
+
+    Returns:
+        The results as written.
+    """
+    folder = Path(folder)
+    written = {**results, "environment": environment()}
+    write_results(folder / "results.json", written)
+    with atomic_write(folder / "matches.png") as temporary:
+        answer_grid(cards).save(temporary)
+    shares = [name for name in table[0] if name not in ("model", "texts")]
+    card = model_card(
+        CARD,
+        folder.name,
+        eval_results(dict(headline), texts["dataset"]),
+        values={"licence_note": "", **texts, "name": folder.name, "table": markdown_table(table, shares=shares)},
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["hf_mm", "clip"],
+        license="apache-2.0",
+    )
+    with atomic_write(folder / "README.md") as temporary:
+        card.save(temporary)
+    return written
