@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from ...hub.interop import ForeignLoadingMixin
 from ...hub.saving import AtomicSaveMixin
 from .configuration_clip import MMCLIPConfig
+from .convert_clip import CLIP_CHECKPOINTS
 
 __all__ = ["MMCLIPPreTrainedModel", "pool"]
 
@@ -59,6 +60,7 @@ class MMCLIPPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrainedMode
     base_model_prefix = ""
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
+    foreign_checkpoints = CLIP_CHECKPOINTS
     accepts_loss_kwargs = False  # a contrastive loss is no sum over its parts
     _supports_sdpa = True
     _supports_attention_backend = True

@@ -83,9 +83,9 @@ class TextOfCLIPCheckpoint(CLIPTextCheckpoint):
 
     def config_from(self, theirs: dict, weights: Collection[str], model_class: type) -> dict:
         """See `ForeignCheckpoint`."""
-        whole = CLIPConfig(**theirs)  # knows that older files hold each tower twice, and which one counts
+        whole = CLIPConfig(**theirs).to_dict()  # older files hold each tower twice: knows which one counts
         dtype = theirs.get("dtype", theirs.get("torch_dtype"))
-        return super().config_from(whole.text_config.to_dict() | {"dtype": dtype}, weights, model_class)
+        return super().config_from(whole["text_config"] | {"dtype": dtype}, weights, model_class)
 
 
 CLIP_TEXT_CHECKPOINT = CLIPTextCheckpoint()
