@@ -41,12 +41,7 @@ With `hf_mm` installed and imported, `trust_remote_code` is not needed.
 
 ## Limits
 
-It has seen nothing but its training data: other pictures and other words get arbitrary vectors.
-{% if licence_note %}
-## Licence of the data
-
-{{ licence_note }}
-{% endif %}
+It has seen nothing but its training data: other pictures and other words get arbitrary vectors. {{ licence }}
 """
 
 
@@ -63,7 +58,9 @@ def matches(
     """
     best = similarities.argmax(dim=1).tolist()
     return [
-        AnsweredImage(image, f"best of {len(texts)} texts:", texts[found], texts[own], texts[found] == texts[own])
+        AnsweredImage(
+            image, f"best of {len(texts)} texts:", texts[found], texts[own], texts[found] == texts[own]
+        )
         for image, found, own in zip(images, best, right, strict=True)
     ]
 
@@ -84,7 +81,8 @@ def write_alignment_report(
         headline: The metrics of the card's index, as shares of 1.
         cards: Of `matches`.
         table: Rows of the table of results; all columns but "model" and "texts" are shares of 1.
-        texts: `dataset`, `weights`, `measured`, `training` and, if the data asks for one, `licence_note`.
+        texts: For the card: `dataset`, `weights`, `measured` (what the table shows), `training`, `licence`
+            (what the data asks for).
 
     Returns:
         The results as written.
@@ -98,8 +96,8 @@ def write_alignment_report(
     card = model_card(
         CARD,
         folder.name,
-        eval_results(dict(headline), texts["dataset"]),
-        values={"licence_note": "", **texts, "name": folder.name, "table": markdown_table(table, shares=shares)},
+        eval_results(headline, texts["dataset"], task="zero-shot-image-classification"),
+        values={**texts, "name": folder.name, "table": markdown_table(table, shares=shares)},
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["hf_mm", "clip"],

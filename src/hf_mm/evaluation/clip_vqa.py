@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # rows in a list need no data set
 
 __all__ = ["clip_vqa", "clip_vqa_results"]
 
+TEXTS = ("question", "answer", "question_type")
 TEMPLATE = "question: {question} answer: {answer}"
 
 
@@ -87,9 +88,11 @@ def clip_vqa_results(
         numbers `questions` and `candidates`, and `by_type`, rows of `type`, `n`, `chance`, `prior` and
         `exact_match`, the last for all; what `write_results` can write.
     """
-    right = [row["answer"] for row in undecoded(test)]
+    if not isinstance(test, Sequence):  # the images of a data set stay unread
+        test = test.select_columns([name for name in TEXTS if name in test.column_names])
+    right = [row["answer"] for row in test]
+    types = [row.get("question_type", "question") for row in test]
     priors = question_prior(train, test)
-    types = [row.get("question_type", "question") for row in undecoded(test)]
     found = {
         "prior": accuracy_by_type(priors, right, types),
         "exact_match": accuracy_by_type(predictions, right, types),
