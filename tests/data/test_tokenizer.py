@@ -1,11 +1,12 @@
-"""Tokenizers from nothing: any text, single digits, one token per turn."""
+"""Tokenizers from nothing: any text, single digits, one token per turn; captions and words."""
 
 from functools import partial
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-from hf_mm import train_tokenizer
+from hf_mm import train_caption_tokenizer, train_tokenizer, train_word_tokenizer
 from hf_mm.data.tokenizer import PLAIN_CHAT_TEMPLATE
 
 
@@ -71,3 +72,68 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
     with pytest.raises(ValueError, match=r"`vocab_size`=100 is less than 256 bytes and 6 special tokens"):
         train_tokenizer(["a"], 100)
+
+
+CAPTIONS = ["A red dog", "a red cat", "two dogs and 12 cats"] * 5
+
+
+def test_captions_are_lower_cased_and_stand_between_start_and_end():
+    tokenizer = train_caption_tokenizer(CAPTIONS, 400)
+    ids = tokenizer("A  RED\n dog ")["input_ids"]
+    assert tokenizer.decode(ids) == "<|startoftext|> a red dog<|endoftext|>"
+    assert ids[0] == tokenizer.bos_token_id == 0
+    assert ids[-1] == tokenizer.eos_token_id == 1  # not 2, which transformers' CLIP takes for a quirk
+    assert tokenizer.pad_token_id == 2
+    assert tokenizer.convert_ids_to_tokens(ids[1:-1]) == ["\u0120a", "\u0120red", "\u0120dog"]
+    assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
+
+
+def test_any_caption_comes_back_and_digits_are_single():
+    tokenizer = train_caption_tokenizer(CAPTIONS, 400)
+    for text in ("größer 日本 🎈", "12 dogs, a cat's", "x"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    assert tokenizer.tokenize("12")[-2:] == ["1", "2"]
+
+
+def test_a_long_caption_is_cut_to_the_context_with_its_end_kept():
+    tokenizer = train_caption_tokenizer(CAPTIONS, 400, max_length=6)
+    ids = tokenizer("a red dog " * 9, truncation=True)["input_ids"]
+    assert len(ids) == 6 == tokenizer.model_max_length
+    assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_the_stock_text_tower_of_clip_finds_the_end():
+    """What transformers pools is the state at the first end token, whatever the padding behind it."""
+    tokenizer = train_caption_tokenizer(CAPTIONS, 400)
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **sizes, **ids)).eval()
+    rows = tokenizer(["a red dog", "a dog and two red cats"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**rows)
+    end = rows["attention_mask"][0].sum() - 1
+    torch.testing.assert_close(out.pooler_output[0], out.last_hidden_state[0, end])
+
+
+@pytest.mark.parametrize("train", [train_caption_tokenizer, train_word_tokenizer])
+def test_tokenizers_of_captions_survive_saving_and_do_not_depend_on_chance(train, tmp_path):
+    tokenizer = train(CAPTIONS, 300)
+    assert train(CAPTIONS, 300).get_vocab() == tokenizer.get_vocab()
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("A red dog's bone, 12", "two unseen words"):
+        assert again(text).data == tokenizer(text).data
+    assert again.model_max_length == tokenizer.model_max_length
+
+
+def test_the_commonest_words_are_tokens_and_others_unknown():
+    tokenizer = train_word_tokenizer([*CAPTIONS, "a zebra", "a yak"], 6)
+    assert tokenizer.get_vocab() == {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "12": 4, "and": 5}
+    assert tokenizer("A RED zebra, and a dog.")["input_ids"] == [2, 3, 1, 1, 5, 2, 1, 1]
+
+
+def test_vocabularies_of_captions_without_room_are_refused():
+    with pytest.raises(ValueError, match=r"`vocab_size`=258 is less than 256 bytes and 3 special tokens"):
+        train_caption_tokenizer(["a"], 258)
+    with pytest.raises(ValueError, match=r"`vocab_size`=2 has no room for a word beside <pad> and <unk>"):
+        train_word_tokenizer(["a"], 2)

@@ -1,11 +1,18 @@
-"""Tokenizers for language models that are trained from nothing."""
+"""Tokenizers for models that are trained from nothing: of chats, of captions, and of whole words."""
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["COMPACT_CHAT_TEMPLATE", "PLAIN_CHAT_TEMPLATE", "train_tokenizer"]
+__all__ = [
+    "COMPACT_CHAT_TEMPLATE",
+    "PLAIN_CHAT_TEMPLATE",
+    "train_caption_tokenizer",
+    "train_tokenizer",
+    "train_word_tokenizer",
+    "word_tokenizer",
+]
 
 # One token per turn instead of several words: rows of short questions get a third shorter. The space makes a
 # word the same token at the start of a turn as inside it: what is learnt of one serves the other. Images that
@@ -46,6 +53,8 @@ PLAIN_CHAT_TEMPLATE = (
     "{%- endif -%}"
     "{%- endfor -%}"
 )
+CAPTION_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<pad>")
+WORD_TOKENS = ("<pad>", "<unk>")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
@@ -96,5 +105,114 @@ def train_tokenizer(
         eos_token="<eos>",
         additional_special_tokens=special[3:],
         chat_template=chat_template or COMPACT_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_caption_tokenizer(
+    texts: Iterable[str], vocab_size: int = 4096, max_length: int = 77
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over lower-cased `texts`, for a text tower like CLIP's; any text encodes.
+
+    "A  Red dog" becomes "<|startoftext|> a red dog<|endoftext|>". A word is the same token at the start of
+    a caption as inside it. The ids of start, end and padding are 0, 1 and 2; give them to the text config.
+
+    Args:
+        texts: What to learn merges from.
+        vocab_size: Most tokens, the 256 bytes and the 3 special ones included; fewer when `texts` run out of
+            pairs.
+        max_length: Most tokens of a caption, start and end included: the context of the text tower.
+
+    Returns:
+        A fast tokenizer with `bos_token`, `eos_token` and `pad_token` that puts the first two around a text,
+        also around one that it truncates.
+
+    Raises:
+        ValueError: `vocab_size` has no room for the bytes and the special tokens.
+    """
+    start, end, pad = CAPTION_TOKENS
+    if vocab_size < len(CAPTION_TOKENS) + 256:
+        raise ValueError(
+            f"`vocab_size`={vocab_size} is less than 256 bytes and {len(CAPTION_TOKENS)} special tokens; "
+            f"give at least {len(CAPTION_TOKENS) + 256}."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(CAPTION_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, 0), (end, 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=end,
+        pad_token=pad,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_word_tokenizer(texts: Iterable[str], vocab_size: int = 10_000) -> PreTrainedTokenizerFast:
+    """The commonest words of `texts` as tokens, all others as "<unk>"; for a bag of words.
+
+    Args:
+        texts: Where to count words, see `word_tokenizer`.
+        vocab_size: Most tokens, "<pad>" and "<unk>" included; of equally common words the first in the
+            alphabet stay.
+
+    Raises:
+        ValueError: `vocab_size` has no room for a word.
+    """
+    if vocab_size <= len(WORD_TOKENS):
+        raise ValueError(
+            f"`vocab_size`={vocab_size} has no room for a word beside {' and '.join(WORD_TOKENS)}."
+        )
+    counter = word_tokenizer([]).backend_tokenizer
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=list(WORD_TOKENS), show_progress=False
+    )
+    counter.train_from_iterator(texts, trainer)
+    words = sorted(counter.get_vocab().items(), key=lambda item: item[1])
+    return word_tokenizer([word for word, _ in words[len(WORD_TOKENS) :]])
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A token for each word: lower-cased, split at blanks and around each mark of punctuation.
+
+    Args:
+        words: Different ones; their ids follow those of "<pad>" (0) and "<unk>" (1), which stands for any
+            other word.
+
+    Returns:
+        A fast tokenizer that adds no tokens by itself.
+    """
+    vocabulary = {word: index for index, word in enumerate((*WORD_TOKENS, *words))}
+    pad, unknown = WORD_TOKENS
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        unk_token=unknown,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
