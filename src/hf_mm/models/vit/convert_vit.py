@@ -1,11 +1,13 @@
 """transformers' `vit` as this family's own: one table of names, read in both directions.
 
-Covers what `transformers.ViTModel` and `ViTForImageClassification` save and have saved: the files of
-transformers 4 and 5 have the same names (second column), the modules of transformers 5 others (third column).
+Covers what `transformers.ViTModel`, `ViTForImageClassification` and `ViTForMaskedImageModeling` save and have
+saved: the files of transformers 4 and 5 have the same names (second column), the modules of transformers 5
+others (third column).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ...hub.interop import ForeignCheckpoint
@@ -38,16 +40,21 @@ VIT_SIDES = ("image_size", "patch_size")
 
 
 class ViTCheckpoint(ForeignCheckpoint):
-    """A checkpoint of `transformers.ViTModel` or `transformers.ViTForImageClassification`."""
+    """A checkpoint of `transformers.ViTModel` or one of its heads, `classes` below."""
 
     model_type = "vit"
-    classes = {"MMViTModel": "ViTModel", "MMViTForImageClassification": "ViTForImageClassification"}
+    classes = {
+        "MMViTModel": "ViTModel",
+        "MMViTForImageClassification": "ViTForImageClassification",
+        "MMViTForMaskedImageModeling": "ViTForMaskedImageModeling",
+    }
     fields = VIT_FIELDS
     defaults = {"layer_norm_eps": 1e-12}
     fixed = {"stem_channels": None, "patch_bias": True, "embedding_norm": False, "final_norm": True}
     prefix = "vit."
     names = (
         ("embeddings.cls_token", "embeddings.cls_token"),
+        ("embeddings.mask_token", "embeddings.mask_token"),
         ("embeddings.positions", "embeddings.position_embeddings"),
         ("embeddings.patches.projection.*", "embeddings.patch_embeddings.projection.*"),
         (
@@ -81,6 +88,7 @@ class ViTCheckpoint(ForeignCheckpoint):
         ("norm.*", "layernorm.*"),
         ("pooler.dense.*", "pooler.dense.*"),
         ("classifier.*", "classifier.*"),
+        ("decoder.*", "decoder.0.*"),
     )
     may_lack = (r"pooler\.dense\..*",)  # `ViTModel` of a model without one needs `add_pooling_layer=False`
 
@@ -106,7 +114,28 @@ class ViTCheckpoint(ForeignCheckpoint):
                 f"{' or '.join(map(repr, poolings))} only; share the folder itself, it loads with "
                 "`trust_remote_code=True`."
             )
+        if name == "ViTForMaskedImageModeling" and ours.normalize_masked_patches:
+            raise ValueError(
+                f"`normalize_masked_patches`=True cannot be exported, {name} predicts plain pixels only; "
+                "export the encoder: load it with `MMViTModel` and save that."
+            )
         return fields | {"encoder_stride": ours.patch_size, "pooler_act": "tanh"}
+
+    def weights_from(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `ForeignCheckpoint`. Their decoder of pixels is a 1x1 convolution, ours a linear layer."""
+        weights = super().weights_from(theirs)
+        if "decoder.weight" in weights:
+            weights["decoder.weight"] = weights["decoder.weight"].flatten(1)  # (C * P * P, D)
+        return weights
+
+    def weights_to(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `ForeignCheckpoint`."""
+        weights = super().weights_to(ours)
+        if "decoder.0.weight" in weights:
+            weights["decoder.0.weight"] = weights["decoder.0.weight"][
+                :, :, None, None
+            ]  # (C * P * P, D, 1, 1)
+        return weights
 
     @staticmethod
     def _side(field: str, value: int | list[int]) -> int:
