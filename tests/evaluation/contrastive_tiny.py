@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from hf_mm import MMCLIPProcessor
+
 LETTERS = string.ascii_lowercase + string.digits + "?:.,-"
 WORDS = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
 IDS = {"bos_token_id": len(WORDS) - 2, "eos_token_id": len(WORDS) - 1, "pad_token_id": len(WORDS) - 1}
@@ -23,6 +25,12 @@ def clip_processor():
     )
     side = {"height": 32, "width": 32}
     return CLIPProcessor(CLIPImageProcessorPil(size=side, crop_size=side), tokenizer)
+
+
+def own_processor():
+    """The same, as ours."""
+    theirs = clip_processor()
+    return MMCLIPProcessor(theirs.image_processor, theirs.tokenizer)
 
 
 def transformers_clip(seed=0):

@@ -6,7 +6,14 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from evaluation.contrastive_tiny import LONGEST, clip_processor, own_clip, pictures, transformers_clip
+from evaluation.contrastive_tiny import (
+    LONGEST,
+    clip_processor,
+    own_clip,
+    own_processor,
+    pictures,
+    transformers_clip,
+)
 from models.clip_tiny import resnet_config
 from torch.nn.functional import normalize
 from transformers import ResNetModel, ViTConfig, ViTForImageClassification, ViTModel
@@ -17,9 +24,9 @@ from hf_mm.evaluation.features import compare, evaluating
 TEXTS = ["a red circle", "blue", "what is it? a triangle.", "the gray one, far away", "yes"]
 
 
-@pytest.fixture(scope="module")
-def processor():
-    return clip_processor()
+@pytest.fixture(scope="module", params=["transformers", "own"])
+def processor(request):
+    return clip_processor() if request.param == "transformers" else own_processor()
 
 
 @pytest.fixture(scope="module", params=["transformers", "own"])
@@ -120,6 +127,7 @@ def test_a_picture_that_a_data_set_cannot_decode_is_named(model, processor):
         (encode_texts, [], ValueError, "`texts` is empty"),
         (encode_images, "me.png", TypeError, "`images` is one picture, a str; give a list"),
         (encode_texts, "a cat", TypeError, "`texts` is the text 'a cat'; give a list"),
+        (encode_texts, ["a cat", " "], ValueError, "text 1 is ' '; there is nothing in it to compare"),
         (encode_texts, ["a cat", None], TypeError, "text 1 is a NoneType, not a string"),
     ],
 )

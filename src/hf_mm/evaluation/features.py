@@ -76,7 +76,7 @@ def encode_texts(
         (N, P) float32 on the CPU, see `encode_images`.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or one is empty; it is named by its number, from 0.
         TypeError: `texts` is one text, or holds something else, or the model has no features of texts.
     """
     if isinstance(texts, str):
@@ -85,6 +85,8 @@ def encode_texts(
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {number} is a {type(text).__name__}, not a string.")
+        if not text.strip():
+            raise ValueError(f"text {number} is {text!r}; there is nothing in it to compare, leave it out.")
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer is processor:
         tokenize: Callable = tokenizer
