@@ -13,7 +13,7 @@ from .towers import tower_of, towers_of
 
 __all__ = ["add_lora", "lora_targets"]
 
-_JOINING = ("connector", "head")
+_JOINING = ("connector", "classifier")
 
 
 def add_lora(
@@ -79,7 +79,7 @@ def lora_targets(model: PreTrainedModel, towers: Iterable[str]) -> list[str]:
 
 
 def _joints(model: PreTrainedModel, towers: Iterable[str]) -> list[str]:
-    """Modules to train whole: connector and head, and the linear layers that end the adapted towers."""
+    """Modules to train whole: connector and classifier, and the linear layers that end the adapted towers."""
     chosen, joints = set(towers), []
     for name, module in model.named_children():
         if not list(module.parameters()):
