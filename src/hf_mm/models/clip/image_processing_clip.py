@@ -71,7 +71,8 @@ class MMCLIPImageProcessor(RemoteCodeMixin, PictureProcessor):
             is bilinear (2) or bicubic (3): several times as fast (`benchmarks/preprocessing.py`) and within
             one level of 255, but for a few pixels in a thousand of very noisy pictures, which were up to
             three away.
-        do_center_crop: Keep the middle of `crop_size`; by default if `size` is a shorter side.
+        do_center_crop: Keep the middle of `crop_size`; by default if that is given, or `size` is a shorter
+            side.
         crop_size: Height and width of the view, on black if a picture is smaller; by default `size`.
         do_rescale: Multiply pixels by `rescale_factor`.
         rescale_factor: 1/255 makes 0..255 into 0..1.
@@ -124,7 +125,8 @@ class MMCLIPImageProcessor(RemoteCodeMixin, PictureProcessor):
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         size = kwargs["size"]
         if kwargs["do_center_crop"] is None:
-            kwargs["do_center_crop"] = isinstance(size, int) or "shortest_edge" in dict(size)
+            shorter = isinstance(size, int) or "shortest_edge" in dict(size)
+            kwargs["do_center_crop"] = shorter or kwargs["crop_size"] is not None
         kwargs = super()._standardize_kwargs(default_to_square=not kwargs["do_center_crop"], **kwargs)
         if kwargs["crop_size"] is None and kwargs["do_center_crop"]:
             size = kwargs["size"]
