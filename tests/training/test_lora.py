@@ -1,12 +1,19 @@
-"""LoRA on chosen towers: what is hit, saved with the connector, reloaded and merged."""
+"""LoRA on chosen towers: what is hit, saved with what joins the towers, reloaded and merged."""
 
 import pytest
 import torch
+from models import clip_tiny
 from models.vlm_tiny import batch_of, pictures, text_config, tiny_model, words
 from peft import PeftModel
 from torch.testing import assert_close
-from transformers import AutoModelForImageTextToText, GPT2Config
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    GPT2Config,
+)
 
+from hf_mm import MMCLIPForImageClassification
 from hf_mm.registry import register
 from hf_mm.training.lora import add_lora, lora_targets
 from hf_mm.training.towers import tower_of
@@ -64,6 +71,84 @@ def test_adapters_and_connector_come_back_and_merge(tmp_path):
     merged.save_pretrained(tmp_path / "merged")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
     assert_close(again(**INPUTS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+CLIP_PROJECTIONS = {"text": "text_projection", "vision": "visual_projection"}
+
+
+def learned(adapted, inputs, steps=2):
+    """A model with adapters after a few steps on its own loss."""
+    optimizer = torch.optim.AdamW([w for w in adapted.parameters() if w.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        adapted.train()(**inputs).loss.backward()
+        optimizer.step()
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("towers", [["text"], ["vision"], ["text", "vision"]], ids="-".join)
+def test_the_towers_of_clip_are_adapted_apart(towers):
+    """The projections of the adapted towers are trained whole; the rest, the temperature too, is frozen."""
+    model = add_lora(clip_tiny.tiny_model(), 2, towers=towers)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert {tower_of(model, name) for name in trained if "lora_" in name} == set(towers)
+    assert sum("lora_A" in name for name in trained) == 2 * 6 * len(
+        towers
+    )  # q, k, v, o, fc1 and fc2 of two blocks
+    whole = {name.split(".")[2] for name in trained if "lora_" not in name}
+    assert whole == {CLIP_PROJECTIONS[tower] for tower in towers}
+
+
+def test_projections_can_be_adapted_like_the_rest():
+    model = add_lora(clip_tiny.tiny_model(), 2, towers=["text"], train_connector=False)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert all("lora_" in name for name in trained)
+    assert any("text_projection" in name for name in trained)
+
+
+def test_adapters_of_clip_come_back_and_merge(tmp_path):
+    register()
+    clip_tiny.tiny_model().save_pretrained(tmp_path / "base")
+    inputs = clip_tiny.pairs()
+    adapted = add_lora(AutoModel.from_pretrained(tmp_path / "base"), 2, towers=["text", "vision"])
+    learned(adapted, inputs | {"return_loss": True})
+    expected = adapted(**inputs).logits_per_image
+    assert not torch.allclose(expected, clip_tiny.tiny_model()(**inputs).logits_per_image)
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    fresh = AutoModel.from_pretrained(tmp_path / "base")
+    again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    assert_close(again(**inputs).logits_per_image, expected)
+    direct = AutoModel.from_pretrained(tmp_path / "adapter").eval()
+    assert_close(direct(**inputs).logits_per_image, expected)
+
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModel.from_pretrained(tmp_path / "merged").eval()
+    assert_close(merged(**inputs).logits_per_image, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifier_is_trained_whole_on_an_adapted_tower(tmp_path):
+    register()
+    torch.manual_seed(0)
+    config = clip_tiny.tiny_config(num_labels=3)
+    MMCLIPForImageClassification(config).save_pretrained(tmp_path / "base")
+    inputs = {"pixel_values": clip_tiny.pictures(3), "labels": torch.tensor([0, 2, 1])}
+    adapted = add_lora(
+        AutoModelForImageClassification.from_pretrained(tmp_path / "base"), 2, towers=["vision"]
+    )
+    learned(adapted, inputs)
+    adapted.save_pretrained(tmp_path / "adapter")
+    direct = AutoModelForImageClassification.from_pretrained(tmp_path / "adapter").eval()
+    assert_close(direct(**inputs).logits, adapted(**inputs).logits)
+    before = AutoModelForImageClassification.from_pretrained(tmp_path / "base").classifier.weight
+    assert not torch.equal(adapted.get_base_model().classifier.weight, before)
+
+
+def test_a_tower_without_linear_layers_is_refused():
+    model = clip_tiny.tiny_model(vision_config=clip_tiny.resnet_config())
+    message = r"No linear layer to adapt in `towers`=\['vision'\] but visual_projection, trained whole"
+    with pytest.raises(ValueError, match=message):
+        add_lora(model, 2, towers=["vision"])
 
 
 def test_checkpointing_changes_no_gradient_of_the_adapters():

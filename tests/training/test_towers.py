@@ -2,11 +2,20 @@
 
 import pytest
 import torch
+from models import clip_tiny
 from models.vlm_tiny import batch_of, pictures, text_config, tiny_model, words
+from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPVisionConfig, TrainingArguments
 
 from hf_mm.training.lora import add_lora
-from hf_mm.training.towers import build_optimizer, parameter_groups, tower_of, train_only
+from hf_mm.training.towers import (
+    bare_model,
+    build_optimizer,
+    freeze_layers,
+    parameter_groups,
+    tower_of,
+    train_only,
+)
 
 
 def trained(model):
@@ -71,6 +80,120 @@ def test_the_optimizer_moves_each_tower_at_its_rate(tmp_path):
 def test_names_survive_the_wrappers_of_peft():
     groups = parameter_groups(add_lora(tiny_model(), 2), 1e-4, {"connector": 1e-3})
     assert {group["name"] for group in groups} >= {"connector", "language"}
+
+
+def frozen(model):
+    return {name for name, weight in model.named_parameters() if not weight.requires_grad}
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_a_locked_image_tower_leaves_text_and_temperature(objective):
+    model = clip_tiny.tiny_model(objective=objective)
+    train_only(model, ["text", "temperature"])
+    assert frozen(model) == {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("vision_model.", "visual_projection."))
+    }
+
+
+def test_temperature_tokens_biases_and_norms_do_not_decay():
+    model = clip_tiny.tiny_model(objective="sigmoid", vision_config=clip_tiny.resnet_config())
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    groups = parameter_groups(model, 1e-3, {"text": 1e-4, "temperature": 1e-2}, weight_decay=0.1)
+    assert {group["name"]: group["lr"] for group in groups} == {
+        "vision": 1e-3,
+        "vision (no decay)": 1e-3,
+        "text": 1e-4,
+        "text (no decay)": 1e-4,
+        "temperature (no decay)": 1e-2,
+    }
+    spared = {
+        names[id(weight)] for group in groups if not group["weight_decay"] for weight in group["params"]
+    }
+    assert spared == {
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim < 2 or "bias" in name or "norm" in name
+    }
+    assert {"logit_scale", "logit_bias", "vision_model.embedder.embedder.normalization.weight"} <= spared
+    vit = clip_tiny.tiny_model()
+    spared = {
+        id(w) for group in parameter_groups(vit, 1e-3) if "no decay" in group["name"] for w in group["params"]
+    }
+    assert id(vit.vision_model.embeddings.cls_token) in spared
+
+
+@pytest.mark.parametrize(("tower", "count"), [("text", 0), ("text", 1), ("text", 2), ("vision", 1)])
+def test_embeddings_and_first_blocks_can_be_frozen(tower, count):
+    model = clip_tiny.tiny_model(vision_config=clip_tiny.vision_config(embedding_norm=True))
+    freeze_layers(model, tower, count)
+    expected = {f"{tower}_model.embeddings.", *(f"{tower}_model.blocks.{index}." for index in range(count))}
+    assert {name for name, _ in model.named_parameters() if name.startswith(tuple(expected))} == frozen(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tower", "beginnings"),
+    [
+        (
+            {"text_config": clip_tiny.bert_config()},
+            "text",
+            ("text_model.embeddings.", "text_model.encoder.layer.0."),
+        ),
+        (
+            {"vision_config": clip_tiny.resnet_config()},
+            "vision",
+            ("vision_model.embedder.", "vision_model.encoder.stages.0."),
+        ),
+        ({"vision_config": clip_tiny.vision_config(stem_channels=[8, 8])}, "vision", None),
+    ],
+    ids=["bert", "resnet", "stem"],
+)
+def test_blocks_are_found_in_any_tower(changes, tower, beginnings):
+    model = clip_tiny.tiny_model(**changes)
+    freeze_layers(model, tower, 1)
+    beginnings = beginnings or ("vision_model.embeddings.", "vision_model.blocks.0.")
+    assert frozen(model) == {name for name, _ in model.named_parameters() if name.startswith(beginnings)}
+
+
+def test_layers_of_a_language_model_can_be_frozen():
+    model = tiny_model()
+    before = frozen(model)
+    freeze_layers(model, "language", 1)
+    beginnings = ("language_model.model.embed_tokens.", "language_model.model.layers.0.")
+    assert frozen(model) - before == {n for n, _ in model.named_parameters() if n.startswith(beginnings)}
+
+
+def test_names_survive_every_wrapper(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = add_lora(clip_tiny.tiny_model(), 2, towers=["text"])
+        wrapped = DistributedDataParallel(torch.compile(model))
+        assert bare_model(wrapped) is model.get_base_model()
+        plain = [(group["name"], len(group["params"])) for group in parameter_groups(model, 1e-3)]
+        assert [(group["name"], len(group["params"])) for group in parameter_groups(wrapped, 1e-3)] == plain
+        assert {name for name, _ in plain} == {"text"}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("tower", "count", "message"),
+    [
+        ("text", 3, r"`count`=3 must be 0 to 2, the blocks of the text tower \(text_model\.blocks\)"),
+        ("vision", -1, "`count`=-1 must be 0 to 2"),
+        ("temperature", 1, "The temperature tower has no list of blocks to freeze; `train_only` freezes"),
+        ("language", 1, "No tower 'language'; there are vision, text, temperature"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(tower, count, message):
+    with pytest.raises(ValueError, match=message):
+        freeze_layers(clip_tiny.tiny_model(), tower, count)
+
+
+def test_a_model_without_towers_is_told_what_is_missing():
+    with pytest.raises(TypeError, match="Linear declares no `towers`: a dictionary from names of parts"):
+        train_only(torch.nn.Linear(2, 2), ["vision"])
 
 
 @pytest.mark.parametrize(

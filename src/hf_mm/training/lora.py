@@ -42,16 +42,23 @@ def add_lora(
             and adapting the projections.
 
     Raises:
-        ValueError: A rank below 1, or nothing to adapt.
+        ValueError: A rank below 1, or nothing to adapt in the towers.
     """
     if rank < 1:
         raise ValueError(f"`rank`={rank} must be at least 1; leave LoRA out to train every weight.")
+    towers = list(towers)
     joints = _joints(model, towers) if train_connector else []
+    targets = [name for name in lora_targets(model, towers) if name not in joints]
+    if not targets:
+        raise ValueError(
+            f"No linear layer to adapt in `towers`={towers} but {', '.join(joints)}, trained whole; adapters "
+            "go on linear layers only, so train a CNN whole (`train_only`)."
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
-        target_modules=[name for name in lora_targets(model, towers) if name not in joints],
+        target_modules=targets,
         modules_to_save=joints or None,
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
