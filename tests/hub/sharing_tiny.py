@@ -3,7 +3,12 @@
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-from hf_mm.data.tokenizer import train_tokenizer
+from hf_mm.data.tokenizer import train_caption_tokenizer, train_tokenizer
+from hf_mm.models.clip.configuration_clip import MMCLIPConfig
+from hf_mm.models.clip.image_processing_clip import MMCLIPImageProcessor
+from hf_mm.models.clip.modeling_clip import MMCLIPModel
+from hf_mm.models.clip.processing_clip import MMCLIPProcessor
+from hf_mm.models.clip_text.configuration_clip_text import MMCLIPTextConfig
 from hf_mm.models.vit.configuration_vit import MMViTConfig
 from hf_mm.models.vit.modeling_vit import MMViTForImageClassification
 from hf_mm.models.vlm.configuration_vlm import MMVLMConfig
@@ -18,6 +23,18 @@ SIDE = {"image_size": 16, "patch_size": 4}
 def tiny_vit(seed: int = 0) -> MMViTForImageClassification:
     torch.manual_seed(seed)
     return MMViTForImageClassification(MMViTConfig(**WIDTHS, **SIDE, num_labels=3)).eval()
+
+
+def tiny_clip() -> tuple[MMCLIPModel, MMCLIPProcessor]:
+    """Two towers of ours, and their processor."""
+    tokenizer = train_caption_tokenizer(["a red dog", "a cat"], 300, max_length=12)
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    text = MMCLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=12, **WIDTHS, **special)
+    torch.manual_seed(0)
+    model = MMCLIPModel(
+        MMCLIPConfig(vision_config=MMViTConfig(**WIDTHS, **SIDE), text_config=text, projection_dim=8)
+    )
+    return model.eval(), MMCLIPProcessor(MMCLIPImageProcessor(size=16), tokenizer)
 
 
 def tiny_vlm(tower: str = "mm_vit", crops: int = 0) -> tuple[MMVLMForConditionalGeneration, MMVLMProcessor]:
