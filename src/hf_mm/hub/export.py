@@ -6,6 +6,7 @@ read back with transformers' own class before it gets its name, so what cannot b
 
 import re
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,11 @@ def _class_of(source: str | Path) -> tuple[Any, dict[str, type]]:
             f"exported: {', '.join(sorted(ours))}."
         )
     classes = load_family(family_of(type(config)))
-    for cls in classes.values():
-        if cls.__name__ in (config.architectures or []) and issubclass(cls, PreTrainedModel):
-            return cls, classes
+    for module in {cls.__module__: None for cls in classes.values()}:  # also classes that have no Auto class
+        for name in config.architectures or []:
+            cls = vars(sys.modules[module]).get(name)
+            if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+                return cls, classes
     raise ValueError(
         f"{source} does not say which class it was saved from (`architectures`={config.architectures} in its "
         "config.json); load it with the right class and save it again."

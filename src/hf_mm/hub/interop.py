@@ -25,7 +25,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-__all__ = ["ForeignCheckpoint", "ForeignLoadingMixin"]
+__all__ = ["ForeignCheckpoint", "ForeignLoadingMixin", "require_fields"]
 
 # The arguments of `from_pretrained` that say where files are, not what is made of them.
 WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
@@ -84,14 +84,8 @@ class ForeignCheckpoint:
             ValueError: A value that the foreign architecture cannot express.
         """
         values = ours.to_dict()
-        for name, wanted in self.fixed.items():
-            if values[name] != wanted:
-                what = self.classes.get(model_class.__name__, f"`{self.model_type}`")
-                raise ValueError(
-                    f"`{name}`={values[name]!r} cannot be exported, transformers' {what} has {wanted!r} "
-                    "only; set it so if only training needs it, else share the folder itself, it loads with "
-                    "`trust_remote_code=True`."
-                )
+        what = f"transformers' {self.classes.get(model_class.__name__, f'`{self.model_type}`')}"
+        require_fields(ours, self.fixed, what)
         return {field: values[name] for name, field in self.fields.items() if values.get(name) is not None}
 
     def processor_to(self, processor: Any) -> Any:
@@ -145,6 +139,26 @@ class ForeignCheckpoint:
                 raise ValueError(f"Two weights of the checkpoint mean `{new}`; `{name}` is the second.")
             renamed[new] = weight
         return renamed
+
+
+def require_fields(config: PreTrainedConfig, wanted: Mapping[str, Any], what: str) -> None:
+    """Refuse to export a config with other values than these.
+
+    Args:
+        config: Of a model of ours.
+        wanted: Fields of it, with the value that the foreign architecture has.
+        what: That architecture, for the message.
+
+    Raises:
+        ValueError: The first field that differs.
+    """
+    values = config.to_dict()
+    for name, value in wanted.items():
+        if values[name] != value:
+            raise ValueError(
+                f"`{name}`={values[name]!r} cannot be exported, {what} has {value!r} only; set it so if only "
+                "training needs it, else share the folder itself, it loads with `trust_remote_code=True`."
+            )
 
 
 class ForeignLoadingMixin:

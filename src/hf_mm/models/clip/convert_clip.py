@@ -6,6 +6,7 @@ transformers 4 and 5, but for saved position ids. What our towers can do beyond 
 
 import math
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,13 @@ from ..vit.convert_clip_vision import (
     drop_leading_axes,
 )
 
-__all__ = ["CLIP_CHECKPOINTS", "TOWER_TYPES", "CLIPCheckpoint", "CLIPPairCheckpoint", "CLIPPartCheckpoint"]
+__all__ = [
+    "CLIP_CHECKPOINTS",
+    "CLIPCheckpoint",
+    "CLIPPairCheckpoint",
+    "CLIPPartCheckpoint",
+    "require_tower",
+]
 
 # Our towers that transformers' CLIP has.
 TOWER_TYPES = {"text_config": "mm_clip_text", "vision_config": "mm_vit"}
@@ -64,7 +71,10 @@ class CLIPPairCheckpoint(ForeignCheckpoint):
         if name == "MMCLIPImageProcessor":
             return _clip_image_processor(processor)
         if name == "MMCLIPProcessor":
-            return CLIPProcessor(_clip_image_processor(processor.image_processor), processor.tokenizer)
+            tokenizer = deepcopy(processor.tokenizer)
+            if processor.max_length is not None:
+                tokenizer.model_max_length = processor.max_length  # where theirs keeps it
+            return CLIPProcessor(self.processor_to(processor.image_processor), tokenizer)
         return super().processor_to(processor)
 
 
@@ -161,15 +171,25 @@ def _tower_from(
 
 
 def _tower_to(tower: ForeignCheckpoint, ours: PreTrainedConfig, name: str, model_class: type) -> dict:
-    config, wanted = getattr(ours, name), TOWER_TYPES[name]
-    if config.model_type != wanted:
-        raise ValueError(
-            f"`{name}` of type {config.model_type!r} cannot be exported, transformers' CLIP has what is "
-            f"{wanted!r} here; share the folder itself, it loads with `trust_remote_code=True`."
-        )
+    config = require_tower(ours, name, "transformers' CLIP")
     fields = tower.config_to(config, model_class)
     fields.pop("dtype", None)
     return fields | {"projection_dim": ours.projection_dim}
+
+
+def require_tower(config: PreTrainedConfig, name: str, what: str) -> PreTrainedConfig:
+    """The config of a tower, `name` of `TOWER_TYPES`, to be exported.
+
+    Raises:
+        ValueError: It is a tower of another type, which `what` does not have.
+    """
+    tower, wanted = getattr(config, name), TOWER_TYPES[name]
+    if tower.model_type != wanted:
+        raise ValueError(
+            f"`{name}` of type {tower.model_type!r} cannot be exported, {what} has what is {wanted!r} here "
+            "only; share the folder itself, it loads with `trust_remote_code=True`."
+        )
+    return tower
 
 
 def _clip_image_processor(ours: Any) -> CLIPImageProcessorPil:
