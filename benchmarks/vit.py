@@ -1,11 +1,13 @@
 """ViT against transformers' own on the same weights: the same batch, in one process, taking turns.
 
     python benchmarks/vit.py --out vit.json
-    python benchmarks/vit.py --hidden 768 --layers 12 --heads 12 --batch 8      # ViT-B/16
+    python benchmarks/vit.py --hidden 768 --layers 12 --heads 12 --batch 8 --threads 2 --wall  # ViT-B/16
 
-Both use the sdpa kernel. Their calls alternate and the median counts, in CPU time of the process by default
+All use the sdpa kernel. Their calls alternate and the median counts, in CPU time of the process by default
 (on a busy machine) or in wall time. `ratio` is transformers' time over ours: above 1, ours is faster;
-0.95 to 1.05 is no difference.
+0.95 to 1.05 is no difference. In the packed rows ours went through `pack_for_inference`; in the bfloat16 rows
+all weights are bfloat16, theirs as well. `largest difference` is that of the final states of the same batch;
+above a bound the run ends.
 """
 
 import argparse
@@ -19,10 +21,12 @@ from pathlib import Path
 import torch
 from transformers import ViTConfig, ViTModel
 
-from hf_mm import MMViTModel, environment
+from hf_mm import MMViTModel, environment, pack_for_inference
+
+LARGEST = {torch.float32: 1e-4, torch.bfloat16: 0.2}  # final states are normalised: of deviation 1
 
 
-def pair(args: argparse.Namespace) -> tuple[ViTModel, MMViTModel]:
+def pair(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
     """The two models, ours loaded from the folder that theirs was saved to."""
     torch.manual_seed(0)
     config = ViTConfig(
@@ -34,7 +38,7 @@ def pair(args: argparse.Namespace) -> tuple[ViTModel, MMViTModel]:
     theirs = ViTModel(config)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        return theirs, MMViTModel.from_pretrained(folder)
+        return {"transformers": theirs, "hf_mm": MMViTModel.from_pretrained(folder)}
 
 
 def forward(model: torch.nn.Module, pixels: torch.Tensor) -> None:
@@ -49,6 +53,20 @@ def train_step(model: torch.nn.Module, pixels: torch.Tensor) -> None:
     model.train()(pixels).pooler_output.square().mean().backward()
 
 
+def difference(models: dict[str, torch.nn.Module], pixels: torch.Tensor) -> float:
+    """Of the final states of the two models.
+
+    Raises:
+        SystemExit: It is so large that they do not do the same work.
+    """
+    with torch.inference_mode():
+        theirs, ours = (model.eval()(pixels).last_hidden_state.float() for model in models.values())
+    gap = (theirs - ours).abs().max().item()
+    if not gap < LARGEST[pixels.dtype]:
+        raise SystemExit(f"The models differ by {gap:.1e} in {pixels.dtype}: not the same work.")
+    return gap
+
+
 def measure(
     work: Callable, models: dict[str, torch.nn.Module], pixels: torch.Tensor, args: argparse.Namespace
 ) -> dict[str, float]:
@@ -61,7 +79,18 @@ def measure(
             work(model, pixels)
             if turn:  # the first round warms up
                 times[name].append(1000 * (clock() - start))
-    return {name: statistics.median(measured) for name, measured in times.items()}
+    row = {name: statistics.median(measured) for name, measured in times.items()}
+    return row | {"ratio": row["transformers"] / row["hf_mm"]}
+
+
+ROWS = (
+    # name, work, dtype, packed
+    ("forward", forward, torch.float32, False),
+    ("forward packed", forward, torch.float32, True),
+    ("forward bfloat16", forward, torch.bfloat16, False),
+    ("forward bfloat16 packed", forward, torch.bfloat16, True),
+    ("train step", train_step, torch.float32, False),
+)
 
 
 def main() -> None:
@@ -74,21 +103,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time, not CPU time")
+    parser.add_argument("--only", nargs="+", choices=[row[0] for row in ROWS], help="these rows")
     parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    theirs, ours = pair(args)
-    models = {"transformers": theirs, "hf_mm": ours}
-    pixels = torch.randn(args.batch, 3, 224, 224)
-    with torch.no_grad():
-        gap = (theirs.eval()(pixels).last_hidden_state - ours(pixels).last_hidden_state).abs().max().item()
-    results: dict = {"largest difference": gap, "environment": environment()}
-    for work in (forward, train_step):
-        row = measure(work, models, pixels, args)
-        row["ratio"] = row["transformers"] / row["hf_mm"]
-        results[work.__name__] = row
-        print(work.__name__, ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
-    print(f"largest difference {gap:.1e}")
+    results: dict = {"environment": environment()}
+    for name, work, dtype, packed in ROWS:
+        if args.only and name not in args.only:
+            continue
+        models = pair(args)
+        pixels = torch.randn(args.batch, 3, 224, 224, dtype=dtype)
+        for model in models.values():
+            model.to(dtype).eval()
+        if packed:
+            pack_for_inference(models["hf_mm"])
+        gap = difference(models, pixels)
+        row = results[name] = {**measure(work, models, pixels, args), "largest difference": gap}
+        print(f"{name}:", ", ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
     if args.out:
         args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
