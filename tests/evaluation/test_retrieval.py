@@ -78,6 +78,8 @@ def test_rounding_makes_no_ties_and_breaks_none():
     assert retrieval_metrics(images, texts)["image_to_text_R@1"] == 1.0
     twins = torch.cat([texts[:2], texts[:1] * (1 - 1e-7)])  # text 2 is text 0, encoded in another batch
     assert retrieval_metrics(images[:2], twins, [0, 1, 1])["image_to_text_R@1"] == pytest.approx(0.5)
+    twins = torch.cat([texts[:1], texts[:1] * (1 + 1e-7)])  # and stands ahead by rounding
+    assert retrieval_metrics(torch.eye(3)[[0, 0]], twins)["image_to_text_median_rank"] == 2.0
     near = torch.cat([texts[:2], texts[:1] * (1 - 1e-4)])
     assert retrieval_metrics(images[:2], near, [0, 1, 1])["image_to_text_R@1"] == 1.0
 
@@ -90,6 +92,8 @@ def test_chance_is_that_of_drawing_without_replacement():
         expected = np.mean([1 - comb(texts - size, k) / comb(texts, k) for size in sizes])
         assert chance[f"image_to_text_R@{k}"] == pytest.approx(expected)
     assert chance["text_to_image_R@1"] == pytest.approx(1 / 4)
+    assert chance["text_to_image_median_rank"] == 2.5
+    assert chance["image_to_text_median_rank"] == 3.0  # 0.45 are within 2
     assert chance["text_to_image_R@5"] == chance["image_to_text_R@10"] == pytest.approx(1.0)
 
 

@@ -164,7 +164,7 @@ def _ranks(
             scores = 2 * scores - lengths
         right = kind[:, None] == kinds
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ahead = ((scores > best + tie) & ~right).sum(dim=1)
+        ahead = (scores > best + tie).sum(dim=1)  # wrong ones, of course
         equal = (scores - best).abs() <= tie
         wrong, first = (equal & ~right).sum(dim=1), (equal & right).sum(dim=1)
         ranks.append(1 + ahead + (wrong if worst else wrong / (first + 1)))
