@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from models import vlm_tiny
 from models.clip_tiny import pairs, resnet_config, tiny_model
 from pair_runs import Pairs, dropping, gradients, losses, trainer, weights
 from torch.testing import assert_close
+from torch.utils.data import IterableDataset
 from transformers import CLIPConfig, CLIPModel
 
 from hf_mm import train_only
@@ -107,6 +109,35 @@ def test_the_last_window_of_an_epoch_is_a_smaller_batch(tmp_path):
         out = model(**{name: value[part] for name, value in rows.batch.items()}, return_loss=True)
         expected.append(out.loss.item())
     assert losses(run) == pytest.approx(expected * 2, rel=1e-5)
+
+
+class Stream(IterableDataset):
+    """Ten pairs, and again from the beginning when asked again."""
+
+    def __iter__(self):
+        rows = Pairs(10)
+        return (rows[index] for index in range(10))
+
+
+def test_a_stream_that_ends_within_a_step_goes_on_with_its_next_round(tmp_path):
+    """Five small batches of two rows: steps of batches 0 1, 2 3, 4 and 0 again, 1 2."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 4}
+    run = trainer(tmp_path, rows=Stream(), learning_rate=0.0, **settings)
+    run.train()
+    model, rows = tiny_model(), Pairs(10)
+    expected = []
+    for part in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5]):
+        out = model(**{name: value[part] for name, value in rows.batch.items()}, return_loss=True)
+        expected.append(out.loss.item())
+    assert losses(run) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_stream_too_short_for_one_step_is_refused(tmp_path):
+    run = trainer(tmp_path, rows=Stream(), gradient_accumulation_steps=4)
+    with pytest.raises(
+        ValueError, match="end after 3 batches, before one step of `gradient_accumulation_steps`=4"
+    ):
+        run.train()
 
 
 class Saved:
@@ -254,6 +285,19 @@ def test_other_models_are_refused(tmp_path):
     run = trainer(tmp_path)
     with pytest.raises(TypeError, match="CLIPModel declares no `towers`"):
         type(run)(CLIPModel(config), run.args, train_dataset=Pairs())
+    with pytest.raises(
+        TypeError, match="`model` is a MMVLMForConditionalGeneration; ContrastiveTrainer needs"
+    ):
+        type(run)(vlm_tiny.tiny_model(), run.args, train_dataset=Pairs())
+
+
+def test_sharded_models_are_refused(tmp_path):
+    run = trainer(tmp_path)
+    run.is_fsdp_enabled = True
+    with pytest.raises(
+        ValueError, match=r"holds the whole model in each process .* start one process per device"
+    ):
+        run._check_settings()
 
 
 def test_a_single_pair_at_the_end_of_an_epoch_is_reported_once(tmp_path, caplog):

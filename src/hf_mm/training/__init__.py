@@ -1,1 +1,1 @@
-"""What Trainer lacks: rates by tower, stages, adapters that hit what they say, evaluation by generation."""
+"""What Trainer lacks: rates by tower, stages, adapters by tower, contrastive batches of any size."""

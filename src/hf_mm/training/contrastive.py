@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class ContrastiveTrainer(MeasuringTrainer):
         self.exchange = exchange
         self.can_return_loss = True  # without labels in the batch
         self._window: list[Any] = []
+        self._leftover: list[Any] = []
         self._turn = 0
         self._cached: CachedGradients | None = None
         self._warned = False
@@ -112,6 +114,7 @@ class ContrastiveTrainer(MeasuringTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer` has it; the small batches of a step wait in the host's memory."""
+        self._leftover = []
         loader = super().get_train_dataloader()
         if self.args.gradient_accumulation_steps > 1 and isinstance(loader, DataLoaderShard):
             loader.device = None  # `training_step` moves each when its turn comes
@@ -120,8 +123,22 @@ class ContrastiveTrainer(MeasuringTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """Take the small batches of a step, which form one contrastive batch."""
-        self._window, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """Take the small batches of a step, which form one contrastive batch.
+
+        A stream may end within a step; what it gave then begins the first step of its next round. `Trainer`
+        would add up the gradients of two contrastive batches in one step.
+        """
+        self._window, count = super().get_batch_samples(
+            chain(self._leftover, epoch_iterator), num_batches, device
+        )
+        self._leftover = self._window if len(self._window) < num_batches else []
+        if self._leftover and not self.state.global_step:
+            raise ValueError(
+                f"The training data end after {len(self._leftover)} batches, before one step of "
+                f"`gradient_accumulation_steps`={num_batches} is full; lower it."
+            )
+        if self._leftover:
+            self._window = []
         # Not encoded yet: a resumed run restores its generators only after this.
         self._turn, self._cached = 0, None
         return self._window, count
