@@ -70,3 +70,11 @@ def test_the_figure_has_a_dot_for_each_head_over_its_block():
     dots = torch.tensor(axes.collections[0].get_offsets().data)
     assert dots.tolist() == [[1, 1], [1, 2], [2, 3], [2, 4], [3, 5], [3, 6]]
     assert "px" in axes.get_ylabel()
+
+
+def test_the_figure_has_a_line_where_all_patches_are_alike():
+    uniform = hf_mm.uniform_distance((1, 7), (5, 4))
+    assert uniform == pytest.approx(4 * 48 / 21)
+    (axes,) = hf_mm.distance_figure(torch.ones(2, 2), uniform).axes
+    assert axes.lines[0].get_ydata()[0] == uniform
+    assert axes.get_ylim()[1] > uniform

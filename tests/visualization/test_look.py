@@ -3,12 +3,15 @@
 import pytest
 import torch
 from hub.sharing_tiny import tiny_vlm
+from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import CLIPVisionModelWithProjection, ViTImageProcessorPil
+from transformers import ResNetConfig, ResNetModel, ViTImageProcessorPil
 from visualization.seen_tiny import clip, mm_clip, mm_vit_classifier, processor, tower, vit_classifier
 
 from hf_mm.cli import main
 from hf_mm.models.clip.modeling_clip import MMCLIPVisionModelWithProjection
+
+pytestmark = pytest.mark.slow  # matplotlib takes a second for the pictures of a model
 
 FOUR = ["filters", "positions", "input_attention", "attention_distance"]
 
@@ -53,13 +56,11 @@ SQUARE = ViTImageProcessorPil(size={"height": 16, "width": 16})
     "model",
     [
         mm_vit_classifier,
-        lambda: mm_vit_classifier(pooling="mean").vit,
-        lambda: mm_vit_classifier(stem_channels=[8, 8]),
+        lambda: mm_vit_classifier(stem_channels=[8, 8]).vit,
         vit_classifier,
-        lambda: CLIPVisionModelWithProjection(clip().vision_model.config),
         lambda: MMCLIPVisionModelWithProjection(mm_clip().config),
     ],
-    ids=["mm_vit", "mm_vit_bare", "mm_vit_stem", "vit", "clip_vision", "mm_clip_vision"],
+    ids=["mm_vit", "mm_vit_stem", "vit", "mm_clip_vision"],
 )
 def test_a_vision_transformer_gives_four_pictures(model, picture, tmp_path, capsys):
     folder = save(model(), SQUARE, tmp_path / "model")
@@ -74,11 +75,23 @@ def test_a_vision_language_model_gives_four_pictures(picture, tmp_path, capsys):
 @pytest.mark.parametrize("model", [clip, mm_clip])
 def test_clip_gives_the_words_too_when_asked(model, picture, tmp_path, capsys):
     folder = save(model(), processor(), tmp_path / "model")
-    assert looks(capsys, tmp_path / "out", folder, picture) == FOUR
-    assert looks(capsys, tmp_path / "words", folder, picture, "--text", "a red circle") == [
+    assert looks(capsys, tmp_path / "out", folder, picture, "--text", "a red circle") == [
         *FOUR,
         "word_relevance",
     ]
+
+
+def test_an_adapter_is_shown_with_its_model(picture, tmp_path, capsys):
+    folder = save(mm_vit_classifier(), SQUARE, tmp_path / "model")
+    looks(capsys, tmp_path / "before", folder, picture)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(type(mm_vit_classifier()).from_pretrained(folder), lora)
+    assert looks(capsys, tmp_path / "after", save(model, SQUARE, tmp_path / "adapter"), picture) == FOUR
+    before, after = (
+        {name: (tmp_path / run / f"{name}.png").read_bytes() for name in FOUR} for run in ("before", "after")
+    )
+    changed = {name for name in FOUR if before[name] != after[name]}
+    assert changed == {"input_attention", "attention_distance"}
 
 
 def test_without_a_table_of_positions_there_are_three(picture, tmp_path, capsys):
@@ -112,8 +125,6 @@ def test_pictures_that_become_different_sizes_are_refused(picture, tmp_path, cap
 
 
 def test_a_model_without_patches_is_refused(picture, tmp_path, capsys):
-    from transformers import ResNetConfig, ResNetModel
-
     torch.manual_seed(0)
     model = ResNetModel(
         ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")

@@ -137,6 +137,15 @@ def test_two_towers_are_refused():
         vision_parts(pair)
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip_vision_model", "dinov2"])
+def test_a_rest_that_is_no_patch_is_refused_also_where_the_tower_drops_it(kind):
+    options = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
+    with pytest.raises(
+        ValueError, match="`pixel_values` is 18x24 px, not a multiple of the 4x4 px of a patch"
+    ):
+        record_attention(tower(kind), pixels(1, 18, 24), **options)
+
+
 def test_a_missing_cls_token_is_named():
     with pytest.raises(ValueError, match=r"`query`='cls', but siglip_vision_model has no \[CLS\] token"):
         record_attention(tower("siglip_vision_model"), pixels(), query="cls")

@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
         ValueError: The model has no vision transformer, or `--text` no text tower to read it.
     """
     parser = argparse.ArgumentParser(prog="hf-mm look", description=__doc__)
-    parser.add_argument("model", help="folder or Hub id: a vision transformer, CLIP, a vision-language model")
+    parser.add_argument(
+        "model",
+        help="folder or Hub id: of a vision transformer, CLIP or vision-language model; or a folder of adapters",
+    )
     parser.add_argument("images", nargs="+", metavar="image", help="path or address of an image")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
     parser.add_argument(
@@ -65,7 +68,7 @@ def _load(name: str, with_text: bool) -> Any:
     """The saved model in evaluation mode."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(name)
+    config = transformers.AutoConfig.from_pretrained(_base(name))
     saved_as = (config.architectures or [""])[0]
     heads = [auto for ending, auto in HEADS.items() if saved_as.endswith(ending)]
     auto = getattr(transformers, heads[0] if heads else "AutoModel")
@@ -79,11 +82,20 @@ def _load(name: str, with_text: bool) -> Any:
     return model.eval()
 
 
+def _base(name: str) -> str:
+    """The model that an adapter belongs to, or the model itself."""
+    if not Path(name, "adapter_config.json").exists():
+        return name
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+
+
 def _figures(model: Any, processor: Any, pixel_values: "Tensor") -> Iterator[tuple[str, "Figure"]]:
     """The four pictures, or three where positions have no table, by the names of their files."""
     from ..visualization import attention, attention_distance, filters, positions
     from ..visualization.figures import seen_images
-    from ..visualization.vision_parts import vision_parts
+    from ..visualization.vision_parts import record_attention, vision_parts
 
     parts = vision_parts(model)
     if parts.stem_filters is None:
@@ -100,7 +112,9 @@ def _figures(model: Any, processor: Any, pixel_values: "Tensor") -> Iterator[tup
     seen = list(seen_images(pixel_values, processor))
     yield "input_attention", attention.attention_figure(seen, maps)
     distances = attention_distance.attention_distance(model, pixel_values)
-    yield "attention_distance", attention_distance.distance_figure(distances)
+    recorded = record_attention(model, pixel_values[:1])
+    uniform = attention_distance.uniform_distance(recorded.grid, recorded.patch_size)
+    yield "attention_distance", attention_distance.distance_figure(distances, uniform)
 
 
 def _word_figure(name: str, model: Any, picture: Any, text: str) -> "Figure":

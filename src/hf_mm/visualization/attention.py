@@ -72,7 +72,7 @@ def input_attention(
         (B, G, F) float32 shares on the CPU.
 
     Raises:
-        ValueError: An unknown `method`, a tower without attention weights or without the token asked for.
+        ValueError: An unknown `method`; else see `record_attention`.
     """
     if method not in ("rollout", "last"):
         raise ValueError(f"`method`={method!r} must be 'rollout' or 'last'.")

@@ -19,7 +19,7 @@ from .vision_parts import record_attention
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["attention_distance", "distance_figure", "mean_attention_distance"]
+__all__ = ["attention_distance", "distance_figure", "mean_attention_distance", "uniform_distance"]
 
 
 def mean_attention_distance(
@@ -58,6 +58,11 @@ def mean_attention_distance(
     return torch.stack(means).cpu()
 
 
+def uniform_distance(grid: tuple[int, int], patch_size: tuple[int, int]) -> float:
+    """The mean attention distance of a head that looks at all patches alike, in pixels."""
+    return float(_distances(grid, patch_size).mean())
+
+
 def attention_distance(
     model: nn.Module, pixel_values: Tensor, batch_size: int = 16, interpolate_pos_encoding: bool = False
 ) -> Tensor:
@@ -80,11 +85,12 @@ def attention_distance(
     return torch.as_tensor(total)
 
 
-def distance_figure(distances: Tensor) -> "Figure":
+def distance_figure(distances: Tensor, uniform_px: float | None = None) -> "Figure":
     """A dot for each head, over the depth of its block.
 
     Args:
         distances: (blocks, H) pixels.
+        uniform_px: Draw a line here, where heads are that look at all patches alike; see `uniform_distance`.
 
     Returns:
         A figure of one axes.
@@ -101,8 +107,11 @@ def distance_figure(distances: Tensor) -> "Figure":
         ylabel="mean attention distance (px)",
         title=f"How far each of {heads} heads looks",
     )
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+    if uniform_px is not None:
+        axes.axhline(uniform_px, color="black", linewidth=0.8, linestyle="--", label="all patches alike")
+        axes.legend(loc="lower right")
+    axes.set_ylim(0, 1.08 * max(float(distances.max()), uniform_px or 0.0))
     return figure
 
 

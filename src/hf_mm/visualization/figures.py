@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAT", "blank_figure", "seen_images", "show_heat", "show_picture"]
 
+DIMMED = 0.7  # brightness of a picture under a heat map
 HEAT = "inferno"  # dark is little, bright is much, and so it stays in grey print
-OPACITY = 0.6
+OPACITY = 0.15, 0.85  # of the heat map where it is 0, and where it is brightest
 
 
 def blank_figure(width: float, height: float) -> "Figure":
@@ -62,14 +63,14 @@ def show_heat(
 ) -> None:
     """Draw a picture (Y, X, 3) under a heat map (G, F) that covers it; `most` is the brightest value."""
     height, width = picture.shape[:2]
-    grey = picture.mean(axis=2).astype(np.uint8).repeat(3).reshape(picture.shape)  # colour is for the heat
-    show_picture(axes, grey, title)
+    show_picture(axes, (picture * DIMMED).astype(np.uint8), title)
+    most = most or float(heat.max()) or 1.0
     axes.imshow(
         heat,
         cmap=HEAT,
-        alpha=OPACITY,
+        alpha=np.interp(heat, (0, most), OPACITY),
         vmin=0,
-        vmax=most or float(heat.max()) or 1.0,
+        vmax=most,
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="bilinear",
     )

@@ -20,7 +20,9 @@ __all__ = [
     "PatchAttention",
     "Query",
     "VisionParts",
+    "attention_options",
     "attention_weights_kept",
+    "patch_attention",
     "record_attention",
     "vision_parts",
 ]
@@ -199,7 +201,7 @@ def record_attention(
         interpolate_pos_encoding: Accept images of another size than the position table's.
 
     Raises:
-        ValueError: The tower keeps no weights, or `query` asks for a [CLS] token that it does not have.
+        ValueError: A side is no whole number of patches, or `query` asks for a [CLS] token that is not there.
     """
     parts = vision_parts(model)
     weight = parts.patch_filters
@@ -218,27 +220,23 @@ def attention_options(interpolate_pos_encoding: bool) -> dict[str, bool]:
 
 
 def patch_attention(
-    parts: VisionParts,
-    weights: tuple[Tensor, ...] | None,
-    pixel_values: Tensor,
-    query: Query | None = None,
+    parts: VisionParts, weights: tuple[Tensor, ...], pixel_values: Tensor, query: Query | None = None
 ) -> PatchAttention:
-    """What a tower recorded for these pixels, checked; see `record_attention`."""
-    kind = parts.encoder.config.model_type
+    """What a tower recorded for these pixels; see `record_attention`."""
     patch_size = _pair(parts.encoder.config.patch_size)
     height, width = pixel_values.shape[-2:]
-    grid = _grid((height, width), patch_size)
-    if not weights:
-        raise ValueError(f"{type(parts.encoder).__name__} returned no attention weights; show another model.")
-    others = weights[0].shape[-1] - grid[0] * grid[1]
-    if others < 0:
+    if height % patch_size[0] or width % patch_size[1]:  # some towers drop the rest without a word
         raise ValueError(
-            f"`pixel_values` is {height}x{width} px, {grid[0]}x{grid[1]} patches, but "
-            f"{kind} attended to {weights[0].shape[-1]} tokens; give pictures as its image processor does."
+            f"`pixel_values` is {height}x{width} px, not a multiple of the "
+            f"{patch_size[0]}x{patch_size[1]} px of a patch; resize or pad the image first."
         )
-    if query == "cls" and not others:
-        raise ValueError(f"`query`='cls', but {kind} has no [CLS] token; use query=\"mean\".")
-    return PatchAttention(tuple(weights), grid, patch_size, query or (parts.query if others else "mean"))
+    grid = _grid((height, width), patch_size)
+    has_cls = weights[0].shape[-1] > grid[0] * grid[1]
+    if query == "cls" and not has_cls:
+        raise ValueError(
+            f"`query`='cls', but {parts.encoder.config.model_type} has no [CLS] token; use query=\"mean\"."
+        )
+    return PatchAttention(tuple(weights), grid, patch_size, query or (parts.query if has_cls else "mean"))
 
 
 def _grid(size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:

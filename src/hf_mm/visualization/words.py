@@ -137,6 +137,7 @@ def word_figure(picture: np.ndarray, relevance: WordRelevance) -> "Figure":
     bars = figure.add_subplot(grid[0, 1:])
     bars.bar(range(count), relevance.importance.numpy())
     bars.axhline(0, color="black", linewidth=0.8)
+    bars.yaxis.tick_right()  # on the left the numbers would push the columns of pictures apart
     bars.set_xticks(range(count), words, rotation=30 if count > COLUMNS else 0, parse_math=False)
     bars.set_title("Fall of the similarity without the word", fontsize="medium")
     most = float(relevance.patches.max())
