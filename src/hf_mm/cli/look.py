@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="hf-mm look", description=__doc__)
     parser.add_argument(
         "model",
-        help="folder or Hub id: of a vision transformer, CLIP or vision-language model; or a folder of adapters",
+        help="folder or Hub id of a vision transformer, CLIP or vision-language model, or an adapter folder",
     )
     parser.add_argument("images", nargs="+", metavar="image", help="path or address of an image")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
