@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from ..imaging.points import write_points
@@ -25,6 +25,7 @@ __all__ = [
     "SHAPES",
     "easy_vqa",
     "easy_vqa_captions",
+    "easy_vqa_classes",
     "easy_vqa_points",
     "question_type",
     "shape_centre",
@@ -93,6 +94,22 @@ def easy_vqa_captions(split: Split = "train") -> Dataset:
         },
         features=_features(caption=Value("string")),
     )
+
+
+def easy_vqa_classes(split: Split = "train") -> Dataset:
+    """The images of `easy_vqa_captions` with one of 24 classes, each a colour and a shape.
+
+    Args:
+        split: "train" (3,578 images) or "test" (888 images).
+
+    Returns:
+        Columns `image`, `image_id`, `label` (a `ClassLabel`; chance is 1 in 24) and `caption`, the name of
+        the class, such as "blue triangle".
+    """
+    captions = easy_vqa_captions(split)
+    label = ClassLabel(names=[f"{colour} {shape}" for colour in COLOURS for shape in SHAPES])
+    labelled = captions.add_column("label", label.str2int(captions["caption"]))
+    return labelled.cast_column("label", label).select_columns(["image", "image_id", "label", "caption"])
 
 
 def easy_vqa_points(split: Split = "train") -> Dataset:

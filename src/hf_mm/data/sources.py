@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 
 from .chat import group_by_image
 
-__all__ = ["llava_rows", "load_rows"]
+__all__ = ["llava_rows", "load_rows", "open_source"]
 
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -45,7 +45,7 @@ def load_rows(
         llava = _llava_file(Path(source))
         if llava is not None:
             return list(llava_rows(llava, image_folder))
-        source = _open(str(source), split)
+        source = open_source(str(source), split)
     return group_by_image(source, image, question, answer, key)
 
 
@@ -134,7 +134,13 @@ def _is_llava(file: Path) -> bool:
     return head.lstrip().startswith("[") and '"conversations"' in head and '"from"' in head
 
 
-def _open(source: str, split: str) -> Dataset | IterableDataset:
+def open_source(source: str, split: str) -> Dataset | IterableDataset:
+    """What `load_dataset` or `load_from_disk` makes of an id of the Hub, a file or a folder.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The folder is empty, or has no such split.
+    """
     path = Path(source)
     if path.suffix in FORMATS:
         if not path.is_file():
