@@ -1,16 +1,16 @@
-"""What every process of a distributed test does; run as a program, so that it starts as training does.
+"""What every process of a distributed test does: a program, so that it can fork before it computes.
 
-    python distributed_cases.py RANK WORLD FOLDER
+    python distributed_cases.py FOLDER
 
-reads the cases from FOLDER/cases.pt, meets the other processes by a file in FOLDER, and writes its results
-to FOLDER/RANK.pt.
+reads FOLDER/cases.pt, which has the cases of each number of processes, lets that many processes meet by a
+file in FOLDER, and writes what each found to FOLDER/WORLD-RANK.pt.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.multiprocessing import start_processes
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,6 +97,17 @@ def gather(rank):
     return everyones.detach(), rows.grad
 
 
+def with_nan(rank):
+    """Losses when the features of process 0 have a NaN."""
+    images, texts = torch.eye(3), torch.eye(3).roll(1, 0)
+    if rank == 0:
+        images[1, 1] = torch.nan
+    return [
+        *(distributed_info_nce(images, texts, 1.0, exchange=way) for way in ("gather", "local")),
+        *(distributed_sigmoid_loss(images, texts, 1.0, 0.0, exchange=way) for way in ("gather", "ring")),
+    ]
+
+
 def error_of(call):
     try:
         call()
@@ -118,21 +129,28 @@ def in_a_group(rank, world):
     return results
 
 
-def main() -> None:
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def process(rank, world, folder, cases):
     torch.set_num_threads(1)
-    meeting = f"file://{folder / 'meeting'}"
+    meeting = f"file://{folder}/meeting-{world}"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    results = {name: run(case, rank) for name, case in torch.load(folder / "cases.pt").items()}
+    results = {name: run(case, rank) for name, case in cases.items()}
     results["gather"] = gather(rank)
+    results["nan"] = with_nan(rank)
     results["widths differ"] = error_of(lambda: gather_features(torch.zeros(2, 3 + rank)))
     results["all empty"] = error_of(
         lambda: distributed_info_nce(torch.zeros(0, 3), torch.zeros(0, 3), 1.0, exchange="local")
     )
     results["group"] = in_a_group(rank, world)
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save(results, f"{folder}/{world}-{rank}.pt")
     distributed.destroy_process_group()
 
 
+def main(folder):
+    import torch._dynamo  # DistributedDataParallel wants it: here once for all processes
+
+    for world, cases in torch.load(f"{folder}/cases.pt").items():
+        start_processes(process, (world, folder, cases), nprocs=world, start_method="fork")
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -53,28 +53,24 @@ def cases(world):
 NAMES = list(cases(2))
 
 
-@pytest.fixture(scope="module", params=WORLDS, ids=[f"{world} processes" for world in WORLDS])
-def results(request, tmp_path_factory):
-    """What each process found, all cases in one start of the processes."""
-    world, folder = request.param, tmp_path_factory.mktemp("processes")
-    torch.save(cases(world), folder / "cases.pt")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all processes of all cases, forked from one, left what they found."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.save({world: cases(world) for world in WORLDS}, folder / "cases.pt")
     program = Path(__file__).with_name("distributed_cases.py")
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(world), str(folder)],
-            env=env, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in running:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    run = subprocess.run(
+        [sys.executable, str(program), str(folder)], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=[f"{world} processes" for world in WORLDS])
+def results(request, folder):
+    """What each process found."""
+    return [torch.load(folder / f"{request.param}-{rank}.pt") for rank in range(request.param)]
 
 
 @pytest.mark.slow
@@ -115,6 +111,13 @@ def test_features_of_unequal_width_are_refused_on_every_process(results):
             f"Process {other} has features of shape (2, {3 + other}), this one (2, {3 + rank}); "
             "only the number of rows may differ."
         )
+
+
+@pytest.mark.slow
+def test_nan_on_one_process_is_seen_by_all(results):
+    """So that all stop at the same step, and none waits for the others."""
+    for found in results:
+        assert all(loss.isnan() for loss in found["nan"])
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def info_nce(
         label_smoothing: Share of the target probability spread evenly over all candidates, 0 to 1.
         hard_negatives: (N, K, P), K further texts that an image has to turn down, each image its own.
         chunk_size: Compute by tiles of this side and never hold the N x N logits; same value, same gradients.
-            512 fits the cache of a CPU, a few thousand fill a GPU. A batch of one tile takes the plain way.
+            512 or 1,024 suit a CPU, a few thousand a GPU. A batch that fits one tile takes the plain way.
 
     Returns:
         The loss in nats, a scalar, in float32 or, for such features, float64.
