@@ -83,6 +83,15 @@ def webdataset_pairs(
         raise ValueError(f"`readers`={readers} must be at least 1: processes times workers.")
     if not 0 <= max_broken <= 1:
         raise ValueError(f"`max_broken`={max_broken} is a share of the samples and must be from 0 to 1.")
+    extension, name = _caption_field(caption)
+    sources = source if isinstance(source, list) else [source]
+    tars = [tar for item in sources for tar in _tars(str(item))]
+    reader = _Reader((image.lower(),) if image else IMAGES, extension, name, max_broken, judged_after)
+    return IterableDataset.from_generator(reader, gen_kwargs={"parts": _parts(tars, readers)})
+
+
+def _caption_field(caption: str) -> tuple[str, str]:
+    """The extension of the file with the caption, and the field in it if it is JSON."""
     extension, _, name = caption.partition(".")
     if not extension or (name and extension != "json"):
         raise ValueError(
@@ -90,10 +99,7 @@ def webdataset_pairs(
         )
     if extension == "json" and not name:
         raise ValueError("`caption`='json' names no field of the JSON file; give it, as in 'json.caption'.")
-    sources = source if isinstance(source, list) else [source]
-    tars = [tar for item in sources for tar in _tars(str(item))]
-    reader = _Reader((image.lower(),) if image else IMAGES, extension, name, max_broken, judged_after)
-    return IterableDataset.from_generator(reader, gen_kwargs={"parts": _parts(tars, readers)})
+    return extension.lower(), name
 
 
 def _tars(source: str) -> list[str]:
@@ -208,11 +214,10 @@ class _Header(tarfile.TarInfo):
     """What stands before a file; one that is cut short is an error, which Python takes for the tar's end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.TruncatedHeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if 0 < len(buf) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("a header of too few bytes")
+        return super().frombuf(buf, encoding, errors)
 
 
 def _samples(tar: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -246,4 +251,3 @@ def _files(tar: str) -> Iterator[tuple[str, bytes]]:
             content = archive.extractfile(member) if member.isreg() else None
             if content is not None:
                 yield member.name, content.read()
-            archive.members.clear()  # or it keeps them all
