@@ -3,6 +3,7 @@
 import os
 import sys
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -34,10 +35,10 @@ def brute_force(embeds, queries, k, similarity):
 
 @pytest.mark.parametrize("similarity", ["dot", "euclidean"])
 @pytest.mark.parametrize("method", ["exact", "flat"])
-@pytest.mark.parametrize("chunk", [1, 2**24])
-def test_exact_and_flat_find_what_sorting_finds(monkeypatch, method, similarity, chunk):
+@pytest.mark.parametrize(("chunk", "asked"), [(1, 3), (2**24, 9)])
+def test_exact_and_flat_find_what_sorting_finds(monkeypatch, method, similarity, chunk, asked):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    embeds, queries = 2 * vectors(300), vectors(9, seed=1)
+    embeds, queries = 2 * vectors(300), vectors(asked, seed=1)
     scores, rows = filled(embeds, method=method, similarity=similarity).nearest(queries, 7)
     expected_scores, expected_rows = brute_force(embeds, queries, 7, similarity)
     assert rows.tolist() == expected_rows.tolist()
@@ -60,6 +61,20 @@ def test_approximate_indexes_report_what_they_find(method, similarity):
     apart = (embeds[rows[0, 0]] - queries[0]).norm()
     expected = -apart if similarity == "euclidean" else embeds[rows[0, 0]] @ queries[0]
     assert float(scores[0, 0]) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["exact", "flat", "hnsw"])
+def test_a_vector_is_no_distance_from_itself_however_far_out(method):
+    embeds = vectors(20) + 300
+    scores, rows = filled(embeds, method=method, similarity="euclidean").nearest(embeds[:9], 2)
+    assert rows[:, 0].tolist() == list(range(9))
+    assert not scores[:, 0].any()
+
+
+def test_options_of_faiss_are_as_before():
+    usual = faiss.cvar.distance_compute_blas_threshold
+    filled(vectors(20), method="flat").nearest(vectors(9))
+    assert faiss.cvar.distance_compute_blas_threshold == usual > 0
 
 
 def test_exact_search_misses_nothing():

@@ -25,7 +25,8 @@ from ..hub.saving import atomic_write
 __all__ = ["EmbeddingIndex", "Hit"]
 
 Method = Literal["auto", "exact", "flat", "ivf", "hnsw"]
-EXACT_UP_TO = 50_000  # vectors; there a matrix product of one query takes some ten milliseconds
+EXACT_UP_TO = 50_000  # vectors; there a matrix product takes some ten milliseconds for one query
+BLAS_FROM = 4  # queries at a time; FAISS by itself begins so late that a matrix product outruns it
 CHUNK = 2**24  # similarities at a time, 64 MiB
 EFFORT = {"ivf": 16, "hnsw": 128}
 LINKS = 32  # of a vector in HNSW
@@ -161,10 +162,7 @@ class EmbeddingIndex:
         k = min(k, len(self.embeds))
         if self._method() == "exact":
             return self._exact(queries, k)
-        scores, rows = map(torch.from_numpy, self._faiss().search(queries.numpy(), k))
-        if self.similarity == "euclidean":
-            scores = -scores.clamp(min=0).sqrt()
-        return scores.masked_fill(rows < 0, -torch.inf), rows
+        return self._by_faiss(queries, k)
 
     def recall(self, queries: Tensor | np.ndarray, k: int = 10) -> float:
         """Share of the k truly most similar that `search` finds; 1 for "exact" and "flat"."""
@@ -230,6 +228,24 @@ class EmbeddingIndex:
             scores.append(best.values)
             rows.append(best.indices)
         return torch.cat(scores), torch.cat(rows)
+
+    def _by_faiss(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        options = self._package().cvar  # of the whole process
+        usual = options.distance_compute_blas_threshold
+        if len(queries) >= BLAS_FROM:
+            options.distance_compute_blas_threshold = 0
+        try:
+            scores, rows = map(torch.from_numpy, self._faiss().search(queries.numpy(), k))
+        finally:
+            options.distance_compute_blas_threshold = usual
+        if self.similarity == "euclidean":  # FAISS's differences of squares are rough for small distances
+            found = zip(queries, rows, strict=True)
+            scores = -torch.stack(
+                [(self.embeds[row.clamp(min=0)] - query).norm(dim=1) for query, row in found]
+            )
+        scores = scores.masked_fill(rows < 0, -torch.inf)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return scores.gather(1, order), rows.gather(1, order)
 
     def _faiss(self) -> Any:
         """The FAISS index, built at the first search after something was added."""

