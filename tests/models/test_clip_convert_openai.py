@@ -326,6 +326,16 @@ class TestOpenCLIP:
             "resize_mode": "squash",
         }
 
+    def test_a_ratio_never_rounds_the_width_of_an_mlp_down(self, tmp_path):
+        width, hidden = 49, 54
+        assert int(width * (hidden / width)) == hidden - 1  # as open_clip computes it
+        text = text_config(
+            hidden_size=width, num_attention_heads=7, intermediate_size=hidden, hidden_act="quick_gelu"
+        )
+        to_open_clip(ours_as_in_clip(text_config=text), tmp_path)
+        config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
+        assert int(width * config["text_cfg"]["mlp_ratio"]) == hidden
+
     def test_an_activation_is_never_guessed(self, tmp_path):
         path = self.write(tmp_path, openai_weights(theirs()), None)
         with pytest.raises(

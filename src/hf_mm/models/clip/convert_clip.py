@@ -165,9 +165,7 @@ def _towers(classifier: bool) -> dict[str, ForeignCheckpoint]:
 def _tower_from(
     tower: ForeignCheckpoint, theirs: dict, name: str, weights: Collection[str], model_class: type
 ) -> dict:
-    fields = tower.config_from(theirs, weights, model_class)
-    fields.pop("dtype", None)  # that of the whole counts
-    return fields | {"model_type": TOWER_TYPES[name]}
+    return tower.config_from(theirs, weights, model_class) | {"model_type": TOWER_TYPES[name]}
 
 
 def _tower_to(tower: ForeignCheckpoint, ours: PreTrainedConfig, name: str, model_class: type) -> dict:
