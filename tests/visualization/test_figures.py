@@ -10,6 +10,7 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from visualization.seen_tiny import processor
 
 import hf_mm
+from hf_mm.models.clip.image_processing_clip import MMCLIPImageProcessor
 from hf_mm.visualization.figures import blank_figure
 
 
@@ -32,6 +33,7 @@ def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch):
         ViTImageProcessorPil(size={"height": 8, "width": 8}),
         ViTImageProcessorPil(size={"height": 8, "width": 8}, do_normalize=False),
         CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}),
+        MMCLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}),
     ],
 )
 def test_the_picture_that_the_model_saw_comes_back(images):

@@ -10,6 +10,7 @@ from visualization.seen_tiny import clip, mm_clip, mm_vit_classifier, processor,
 
 from hf_mm.cli import main
 from hf_mm.models.clip.modeling_clip import MMCLIPVisionModelWithProjection
+from hf_mm.models.clip.processing_clip import MMCLIPProcessor
 
 pytestmark = pytest.mark.slow  # matplotlib takes a second for the pictures of a model
 
@@ -72,9 +73,11 @@ def test_a_vision_language_model_gives_four_pictures(picture, tmp_path, capsys):
     assert looks(capsys, tmp_path / "out", folder, picture) == FOUR
 
 
-@pytest.mark.parametrize("model", [clip, mm_clip])
-def test_clip_gives_the_words_too_when_asked(model, picture, tmp_path, capsys):
-    folder = save(model(), processor(), tmp_path / "model")
+@pytest.mark.parametrize(("model", "ours"), [(clip, False), (mm_clip, True)], ids=["clip", "mm_clip"])
+def test_clip_gives_the_words_too_when_asked(model, ours, picture, tmp_path, capsys):
+    both = processor()
+    both = MMCLIPProcessor(both.image_processor, both.tokenizer) if ours else both
+    folder = save(model(), both, tmp_path / "model")
     assert looks(capsys, tmp_path / "out", folder, picture, "--text", "a red circle") == [
         *FOUR,
         "word_relevance",

@@ -4,15 +4,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
 from torch.testing import assert_close
 from transformers import AttentionInterface
-from visualization.seen_tiny import clip, mm_clip, mm_vit, pixels, processor
+from visualization.seen_tiny import WORDS, clip, mm_clip, mm_vit, pixels, processor
 
 import hf_mm
+from hf_mm.models.clip.processing_clip import MMCLIPProcessor
 from hf_mm.visualization.words import gradient_rollout
 
 TEXT = "a red circle on blue"
 PICTURE = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+
+
+def ours(both):
+    """The same processor in our class."""
+    return MMCLIPProcessor(both.image_processor, both.tokenizer)
 
 
 def cosine(model, text):
@@ -40,11 +47,24 @@ def test_a_word_matters_as_much_as_the_similarity_falls_without_it(model):
     assert found.importance.abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("wrap", [lambda both: both, ours], ids=["CLIPProcessor", "MMCLIPProcessor"])
 @pytest.mark.parametrize("model", [clip, mm_clip])
-def test_a_single_word_is_measured_against_no_text(model):
+def test_a_single_word_is_measured_against_no_text(model, wrap):
     model = model()
-    found = hf_mm.word_relevance(model, processor(), PICTURE, "circle")
+    found = hf_mm.word_relevance(model, wrap(processor()), PICTURE, "circle")
     assert found.importance.item() == pytest.approx(cosine(model, "circle") - cosine(model, ""), abs=1e-5)
+    assert found.patches.shape == (1, 4, 4)
+
+
+def test_a_single_word_of_a_text_tower_without_a_frame_is_refused():
+    words = {"model_type": "mm_bag_of_words", "vocab_size": len(WORDS), "hidden_size": 16, "pad_token_id": 0}
+    model, both = mm_clip(text_config=words), processor()
+    both.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    assert len(hf_mm.word_relevance(model, both, PICTURE, "red circle").words) == 2
+    with pytest.raises(
+        ValueError, match="`text`='circle' is one word, and without it the text tower has nothing"
+    ):
+        hf_mm.word_relevance(model, both, PICTURE, "circle")
 
 
 def nudged(place, amount):

@@ -79,7 +79,8 @@ def gradient_rollout(attentions: Sequence[Tensor], target: Tensor) -> Tensor:
 def word_relevance(model: Any, processor: Any, image: object, text: str) -> WordRelevance:
     """Which words matter to the similarity of an image and a text, and which patches matter for each word.
 
-    A word matters as much as the similarity falls when it is left out. The patches for a word are those that
+    A word matters as much as the similarity falls when it is left out; the only word of a text is measured
+    against the empty text. The patches for a word are those that
     carry this difference, s(image, text) - s(image, text without the word), by `gradient_rollout`: what the
     word adds to the words around it, not what it would match alone.
 
@@ -148,11 +149,23 @@ def word_figure(picture: np.ndarray, relevance: WordRelevance) -> "Figure":
 
 
 def _text_vectors(model: Any, processor: Any, texts: list[str], device: torch.device) -> Tensor:
-    """(T, E), as they come from the projection."""
-    inputs = processor(text=texts, padding=True, truncation=True, return_tensors="pt")
-    inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask") if name in inputs}
-    with torch.no_grad():
-        return model.get_text_features(**inputs).pooler_output
+    """(T, E), as they come from the projection; of these texts the last may be empty."""
+    batches = [
+        processor(text=[text for text in texts if text], padding=True, truncation=True, return_tensors="pt")
+    ]
+    if not texts[-1]:  # refused as a caption, but what the only word is measured against
+        batches.append(processor.tokenizer([""], return_tensors="pt"))
+        if not batches[1]["input_ids"].numel():
+            raise ValueError(
+                f"`text`={texts[0]!r} is one word, and without it the text tower has nothing to read; "
+                "give two words or more."
+            )
+    vectors = []
+    for batch in batches:
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
+        with torch.no_grad():
+            vectors.append(model.get_text_features(**inputs).pooler_output)
+    return torch.cat(vectors)
 
 
 def _similarities(model: Any, image_vectors: Tensor, text_vectors: Tensor) -> Tensor:
