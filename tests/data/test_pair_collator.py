@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, CLIPProcessor, PreTrainedTokenizerFast
 
-from hf_mm import PairCollator
+from hf_mm import PairCollator, RandomViews
 
 WORDS = ["<pad>", "<bos>", "<eos>", "a", "red", "blue", "small", "dog", "cat"]
 
@@ -134,3 +134,14 @@ def test_captions_that_are_no_text_are_refused(processor, caption):
 def test_pictures_that_cannot_be_read_are_named(processor):
     with pytest.raises(ValueError, match=r"Row 1 of the batch, 'image' cannot be read as an image"):
         PairCollator(processor)([_row("a dog"), {"image": b"no", "caption": "a cat"}])
+
+
+def test_the_same_batch_gets_the_same_views_and_leaves_the_generator_alone(processor):
+    collate = PairCollator(processor, augment=RandomViews())
+    rows = [_row("a dog", 10), _row("a cat", 200)]
+    before = torch.get_rng_state()
+    first = collate(rows)["pixel_values"]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(collate(rows)["pixel_values"], first)
+    assert not torch.equal(collate(rows[::-1])["pixel_values"], first.flip(0))

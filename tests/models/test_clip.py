@@ -26,6 +26,7 @@ from hf_mm import (
     MMCLIPModel,
     MMCLIPTextModelWithProjection,
     MMCLIPVisionModelWithProjection,
+    train_only,
 )
 
 TOWERS = [
@@ -151,6 +152,9 @@ def test_pooling_leaves_padding_out_and_freezes_the_unused_pooler(pooling):
     with torch.no_grad():
         assert_close(model.embed_texts(**padded), model.embed_texts(**short))
     assert not any(weight.requires_grad for weight in model.text_model.pooler.parameters())
+    train_only(model, ["text", "temperature"])
+    assert not any(weight.requires_grad for weight in model.text_model.pooler.parameters())
+    assert model.text_projection.weight.requires_grad
 
 
 def test_mean_of_a_cnn_is_over_all_positions():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,11 +20,11 @@ INPUTS = ("pixel_values", "input_ids", "attention_mask")
 class PairCollator:
     """Makes a batch of pairs; of several captions of a picture it draws one.
 
-    The draw depends on `seed` and on all captions of the batch, in their order, and on nothing else. Shuffled
-    rows meet in other batches each epoch, so that other captions are drawn; the same batch gives the same
-    draw, in any worker, process or resumed run, however many batches were fetched ahead. Without shuffling
-    each epoch has the same captions. (A generator would not do: fetching ahead has moved it on by the time a
-    checkpoint keeps its state.)
+    The draw, and torch's generator while `augment` runs, depend on `seed` and on all captions of the batch,
+    in their order, and on nothing else. Shuffled rows meet in other batches each epoch, so that other
+    captions are drawn; the same batch gives the same draw, in any worker, process or resumed run, however
+    many batches were fetched ahead. Without shuffling each epoch has the same captions. (A generator would
+    not do: fetching ahead has moved it on by the time a checkpoint keeps its state.)
 
     Two rows of a batch with the same caption stay both, each a wrong answer of the other that cannot be told
     from the right one. k equal captions keep the softmax loss of their pictures above ln(k) and push apart
@@ -71,7 +72,10 @@ class PairCollator:
                     f"Row {number} of the batch has no {missing}, only {sorted(row)}; name the columns by "
                     "`image_column` and `caption_column`, and keep them (`remove_unused_columns=False`)."
                 )
-        captions = self._draw([self._captions(number, row) for number, row in enumerate(rows)])
+        choices = [self._captions(number, row) for number, row in enumerate(rows)]
+        seed = int.from_bytes(hashlib.sha256(repr((self.seed, choices)).encode()).digest()[:8], "little")
+        generator = random.Random(seed)
+        captions = [generator.choice(texts) for texts in choices]
         images = [
             _unmistakable(
                 load_rgb(row[self.image_column], f"Row {number} of the batch, {self.image_column!r}")
@@ -83,7 +87,9 @@ class PairCollator:
         )
         batch = {name: inputs[name] for name in INPUTS}
         if self.augment is not None:
-            batch["pixel_values"] = self.augment(batch["pixel_values"])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                batch["pixel_values"] = self.augment(batch["pixel_values"])
         return batch
 
     def _captions(self, number: int, row: dict) -> list[str]:
@@ -101,11 +107,6 @@ class PairCollator:
                 "the row out or give one."
             )
         return texts
-
-    def _draw(self, captions: list[list[str]]) -> list[str]:
-        state = hashlib.sha256(repr((self.seed, captions)).encode())
-        generator = random.Random(state.digest())
-        return [generator.choice(texts) for texts in captions]
 
 
 def _unmistakable(pixels: np.ndarray) -> np.ndarray | Image.Image:

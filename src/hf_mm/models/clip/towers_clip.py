@@ -77,14 +77,30 @@ class MMCLIPPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrainedMode
 
     def _build_tower(self, name: str, tower: PreTrainedModel | None) -> PreTrainedModel:
         """A tower made from its config, or the one at hand; what pools in vain is frozen."""
-        config, pooling = getattr(self.config, f"{name}_config"), getattr(self.config, f"{name}_pooling")
-        tower = AutoModel.from_config(config) if tower is None else tower
-        if pooling != "pooler":
-            # Weights that feed nothing never get a gradient, which stops distributed training.
-            idle = [module for child, module in tower.named_children() if child in ("pooler", "head")]
-            for weight in (weight for module in idle for weight in module.parameters()):
-                weight.requires_grad_(False)
+        if tower is None:
+            tower = AutoModel.from_config(getattr(self.config, f"{name}_config"))
+        for weight in self._idle(name, tower):
+            weight.requires_grad_(False)
         return tower
+
+    def _idle(self, name: str, tower: PreTrainedModel) -> list[nn.Parameter]:
+        if getattr(self.config, f"{name}_pooling") == "pooler":
+            return []
+        idle = [module for child, module in tower.named_children() if child in ("pooler", "head")]
+        return [weight for module in idle for weight in module.parameters()]
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Weights that run but feed nothing, so that no gradient reaches them: poolers passed over.
+
+        Left trainable they would stop distributed training.
+        """
+        towers = dict(self.named_children())
+        return [
+            weight
+            for name in ("vision", "text")
+            if isinstance(tower := towers.get(f"{name}_model"), PreTrainedModel)
+            for weight in self._idle(name, tower)
+        ]
 
     def _see(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
