@@ -194,7 +194,7 @@ class _StreamedLogitSums(Function):
         images, texts, scale, over_texts, over_images = ctx.saved_tensors
         image_gradient = torch.zeros_like(images, dtype=over_texts.dtype)
         text_gradient = torch.zeros_like(texts, dtype=over_texts.dtype)
-        scale_gradient = torch.zeros_like(of_total)
+        scale_gradient = over_texts.new_zeros(())
         for row, column in tiles(len(images), len(texts), ctx.chunk_size):
             similarities = pairwise_similarity(images[row], texts[column], ctx.similarity)
             logits = similarities * scale
@@ -204,7 +204,7 @@ class _StreamedLogitSums(Function):
             slopes += of_total
             crossing, diagonal = _partners(slopes, ctx.first + row.start - column.start)
             diagonal += of_positives[row][crossing]
-            scale_gradient += torch.dot(slopes.flatten(), similarities.flatten())
+            scale_gradient += (slopes * similarities).sum()
             of_rows, of_columns = similarity_gradients(
                 slopes, similarities, images[row], texts[column], ctx.similarity
             )

@@ -78,17 +78,30 @@ def distributed_info_nce(
             hard_negatives=None if hard_negatives is None else gather_rows(hard_negatives, shares),
             chunk_size=chunk_size,
         )
+    return _own_rows_of_info_nce(
+        image_features, texts, scale, similarity, label_smoothing, hard_negatives, chunk_size, shares
+    )
+
+
+def _own_rows_of_info_nce(
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor | float,
+    similarity: str,
+    label_smoothing: float,
+    hard_negatives: Tensor | None,
+    chunk_size: int | None,
+    shares: BatchShares,
+) -> Tensor:
+    """The share of this process, from its (n, P) images and all (N, P) texts."""
     over_texts, over_images, positives, total = logit_sums(
-        image_features, texts, shares.own.start, scale, similarity, chunk_size
+        images, texts, shares.own.start, scale, similarity, chunk_size
     )
     over_images = log_sum_exp_over_processes(over_images, shares)[shares.own]  # (n,)
-    harder = None
-    if hard_negatives is not None:
-        harder = scale * own_similarity(image_features, hard_negatives, similarity)  # (n, K)
+    harder = None if hard_negatives is None else scale * own_similarity(images, hard_negatives, similarity)
     sums = (over_texts, over_images, positives, total)
-    return (
-        cross_entropy_sum(*sums, harder, label_smoothing, shares.rows) * shares.processes / (2 * shares.rows)
-    )
+    loss = cross_entropy_sum(*sums, harder, label_smoothing, shares.rows)
+    return loss * shares.processes / (2 * shares.rows)
 
 
 def distributed_sigmoid_loss(

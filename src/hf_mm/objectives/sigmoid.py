@@ -145,7 +145,7 @@ def sigmoid_sums(
             continue
         slopes = logits.sigmoid_()
         slopes.diagonal(partners).neg_()
-        of_scale += torch.dot(slopes.flatten(), similarities.flatten())
+        of_scale += (slopes * similarities).sum()
         of_bias += slopes.sum()
         of_rows, of_columns = similarity_gradients(
             slopes, similarities, images[row], texts[column], similarity
