@@ -7,7 +7,7 @@ import pytest
 from datasets import Image
 from PIL import ImageColor
 
-from hf_mm import easy_vqa, easy_vqa_captions, easy_vqa_points
+from hf_mm import easy_vqa, easy_vqa_captions, easy_vqa_classes, easy_vqa_points
 from hf_mm.data.easy_vqa import ANSWERS, QUESTION_TYPES, shape_centre
 
 
@@ -53,6 +53,15 @@ def test_captions_agree_with_every_answer_about_their_image():
         words = captions.get(row["image_id"], "").split()
         if words and row["question_type"] != "presence":
             assert row["answer"] in words
+
+
+def test_the_24_classes_are_named_by_their_captions():
+    rows = easy_vqa_classes("test")
+    names = rows.features["label"].names
+    assert len(rows) == 888
+    assert len(names) == len(set(names)) == 24
+    assert [names[label] for label in rows["label"]] == list(rows["caption"])
+    assert set(rows["label"]) == set(range(24))
 
 
 def test_points_are_the_middle_of_the_shape():

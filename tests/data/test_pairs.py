@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from hf_mm import easy_vqa_classes, image_text_pairs
+from hf_mm import image_text_pairs
 
 PICTURE = PILImage.fromarray(np.full((4, 5, 3), 7, np.uint8))
 
@@ -97,12 +97,3 @@ def test_rows_without_a_caption_are_named(captions, kind):
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="The data set is empty"):
         image_text_pairs(_rows([]))
-
-
-def test_easy_vqa_has_24_classes_named_by_their_captions():
-    rows = easy_vqa_classes("test")
-    names = rows.features["label"].names
-    assert len(rows) == 888
-    assert len(names) == len(set(names)) == 24
-    assert [names[label] for label in rows["label"]] == list(rows["caption"])
-    assert set(rows["label"]) == set(range(24))

@@ -1,9 +1,12 @@
 """Pairs from webdataset tars: each sample once, whoever reads; broken ones skipped, counted and named."""
 
+import functools
+import http.server
 import io
 import json
 import logging
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -234,6 +237,21 @@ def test_patterns_and_lists_name_tars(tmp_path):
         webdataset_pairs(f"{tmp_path}/{{000..003}}.tar")
     with pytest.raises(FileNotFoundError, match="no tars at"):
         webdataset_pairs(tmp_path / "nowhere")
+
+
+def test_tars_are_streamed_from_addresses(tmp_path):
+    keys = _tars(tmp_path, [3, 3])
+    handler = functools.partial(_Silent, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stream = webdataset_pairs(f"http://127.0.0.1:{server.server_port}/{{000..001}}.tar", readers=3)
+        assert sorted(_keys(stream)) == keys
+        server.shutdown()
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class PairCollator:
         batch = {name: inputs[name] for name in INPUTS}
         if self.augment is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # that of the CPU alone: dropout goes on as it was
                 batch["pixel_values"] = self.augment(batch["pixel_values"])
         return batch
 

@@ -66,7 +66,9 @@ def webdataset_pairs(
         image: Extension of the pictures; by default that of any common picture.
         caption: Extension of the file with the caption, such as "txt"; or "json.title" for the field `title`
             of the JSON file, a text or a list of texts.
-        readers: Processes times `DataLoader` workers per process that will read.
+        readers: Processes times `DataLoader` workers per process that will read. If that is another number
+            each sample is read once still, but workers without a shard idle, and processes that do not
+            divide the shards decode all samples to keep their share.
         max_broken: The share of samples that may be skipped, for a picture that cannot be read or a caption
             that is empty or absent.
         judged_after: The share is taken of at least so many samples, so that a few early ones stop nothing.
