@@ -28,6 +28,7 @@ Method = Literal["auto", "exact", "flat", "ivf", "hnsw"]
 EXACT_UP_TO = 50_000  # vectors; there a matrix product takes some ten milliseconds for one query
 BLAS_FROM = 4  # queries at a time; FAISS by itself begins so late that a matrix product outruns it
 CHUNK = 2**24  # similarities at a time, 64 MiB
+SHORTLIST = 32  # more than asked for, whose distances are taken exactly
 EFFORT = {"ivf": 16, "hnsw": 128}
 LINKS = 32  # of a vector in HNSW
 FORMAT = "hf_mm.embedding_index"
@@ -217,17 +218,26 @@ class EmbeddingIndex:
         return "exact" if len(self) <= EXACT_UP_TO else "flat"
 
     def _exact(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        embeds = self.embeds
-        scores, rows = [], []
+        embeds, dot = self.embeds, self.similarity == "dot"
+        lengths = None if dot else embeds.square().sum(dim=1) / 2
+        wider = k if dot else min(k + SHORTLIST, len(embeds))
+        found = []
         for part in queries.split(max(1, CHUNK // len(embeds))):
-            if self.similarity == "dot":
-                similar = part @ embeds.T  # (Q, N)
-            else:
-                similar = -torch.cdist(part, embeds, compute_mode="donot_use_mm_for_euclid_dist")
-            best = similar.topk(k, dim=1)
-            scores.append(best.values)
-            rows.append(best.indices)
-        return torch.cat(scores), torch.cat(rows)
+            similar = part @ embeds.T  # (Q, N)
+            if lengths is not None:  # the order of minus the squared distance
+                similar -= lengths
+            best = similar.topk(wider, dim=1)
+            found.append(tuple(best) if dot else self._by_distance(part, best.indices))
+        scores, rows = map(torch.cat, zip(*found, strict=True))
+        return scores[:, :k], rows[:, :k]
+
+    def _by_distance(self, queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the true distances of a short list, best first; differences of squares are rough."""
+        found = zip(queries, rows, strict=True)
+        scores = -torch.stack([(self.embeds[row.clamp(min=0)] - query).norm(dim=1) for query, row in found])
+        scores = scores.masked_fill(rows < 0, -torch.inf)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return scores.gather(1, order), rows.gather(1, order)
 
     def _by_faiss(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         options = self._package().cvar  # of the whole process
@@ -238,14 +248,9 @@ class EmbeddingIndex:
             scores, rows = map(torch.from_numpy, self._faiss().search(queries.numpy(), k))
         finally:
             options.distance_compute_blas_threshold = usual
-        if self.similarity == "euclidean":  # FAISS's differences of squares are rough for small distances
-            found = zip(queries, rows, strict=True)
-            scores = -torch.stack(
-                [(self.embeds[row.clamp(min=0)] - query).norm(dim=1) for query, row in found]
-            )
-        scores = scores.masked_fill(rows < 0, -torch.inf)
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        return scores.gather(1, order), rows.gather(1, order)
+        if self.similarity == "euclidean":
+            return self._by_distance(queries, rows)
+        return scores.masked_fill(rows < 0, -torch.inf), rows
 
     def _faiss(self) -> Any:
         """The FAISS index, built at the first search after something was added."""
@@ -255,9 +260,8 @@ class EmbeddingIndex:
             metric = faiss.METRIC_INNER_PRODUCT if inner else faiss.METRIC_L2
             built = faiss.IndexFlat(embeds.shape[1], metric)
             if method == "ivf":
-                lists = max(
-                    1, min(int(4 * len(embeds) ** 0.5), len(embeds) // 39)
-                )  # FAISS's rule to train them
+                most = len(embeds) // 39  # FAISS trains a list on as many vectors at least
+                lists = max(1, min(int(4 * len(embeds) ** 0.5), most))
                 built = faiss.IndexIVFFlat(built, embeds.shape[1], lists, metric)
                 built.cp.spherical = inner
                 built.train(embeds)
