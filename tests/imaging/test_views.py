@@ -50,6 +50,14 @@ def test_in_bytes_the_window_is_that_of_the_whole_resized_picture(shape, resampl
         assert (got != expected).float().mean() < 0.01
 
 
+@pytest.mark.parametrize(("old", "new"), [(49, 32), (207, 224), (11, 15)])
+def test_in_bytes_no_pixel_is_lost_where_the_factor_is_rounded_down(old, new):
+    assert int(old * (new / old)) < new
+    exact, fast = (fit_views([picture(old, old)], new, None, 3, exact=e).int() for e in (True, False))
+    assert fast.shape == exact.shape == (1, 3, new, new)
+    assert (fast - exact).abs().max() <= 2
+
+
 @pytest.mark.parametrize("shape", [(48, 6400), (6400, 48)])
 def test_in_bytes_only_what_is_shown_is_resized(shape, monkeypatch):
     sizes = []
