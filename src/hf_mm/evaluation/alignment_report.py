@@ -80,7 +80,7 @@ def write_alignment_report(
         results: What was measured; the versions of all that took part are added.
         headline: The metrics of the card's index, as shares of 1.
         cards: Of `matches`.
-        table: Rows of the table of results; all columns but "model" and "texts" are shares of 1.
+        table: Rows of the table of results; all columns but the first are shares of 1.
         texts: For the card: `dataset`, `weights`, `measured` (what the table shows), `training`, `licence`
             (what the data asks for).
 
@@ -92,12 +92,11 @@ def write_alignment_report(
     write_results(folder / "results.json", written)
     with atomic_write(folder / "matches.png") as temporary:
         answer_grid(cards).save(temporary)
-    shares = [name for name in table[0] if name not in ("model", "texts")]
     card = model_card(
         CARD,
         folder.name,
         eval_results(headline, texts["dataset"], task="zero-shot-image-classification"),
-        values={**texts, "name": folder.name, "table": markdown_table(table, shares=shares)},
+        values={**texts, "name": folder.name, "table": markdown_table(table, shares=list(table[0])[1:])},
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["hf_mm", "clip"],

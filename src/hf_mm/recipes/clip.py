@@ -70,6 +70,7 @@ from hf_mm import (
 )
 from hf_mm.data.easy_vqa import ANSWERS
 from hf_mm.evaluation.alignment_report import matches, write_alignment_report
+from hf_mm.evaluation.features import compare
 
 __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 
@@ -284,16 +285,18 @@ def report(
         more, table = retrieval_results(measured, len(rows.test))
     shown = range(0, len(rows.test), max(1, len(rows.test) // 12))[:12]
     pictures = [rows.test[i]["image"] for i in shown]
-    similarities = (
-        encode_images(model, processor, pictures, progress=False)
-        @ encode_texts(model, processor, texts, progress=False).T
+    similarities = compare(
+        model,
+        encode_images(model, processor, pictures, progress=False),
+        encode_texts(model, processor, texts, progress=False),
     )
     print("\n" + markdown_table(table, shares=list(table[0])[1:]))
     weights = sum(weight.numel() for weight in model.parameters())
     batch = args.train_batch_size * args.gradient_accumulation_steps
     training = (
-        f"{facts['steps']} steps of {batch} pairs out of {facts['pairs']:,} in {facts['train_seconds']:.0f} s, "
-        f"seed {args.seed}: `hf-mm train clip --dataset {recipe.dataset} --text_model {recipe.text_model}`."
+        f"{facts['steps']} steps of {batch} pairs out of {facts['pairs']:,} in "
+        f"{facts['train_seconds']:.0f} s, seed {args.seed}: `hf-mm train clip --dataset {recipe.dataset} "
+        f"--text_model {recipe.text_model}`."
     )
     return write_alignment_report(
         args.output_dir,
@@ -365,7 +368,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(**DEFAULTS)
     dataset = parser.parse_known_args(argv)[0].dataset
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    parser.set_defaults(bf16=bf16, **PRESETS.get(dataset, {}))
+    pin = torch.cuda.is_available()
+    parser.set_defaults(bf16=bf16, dataloader_pin_memory=pin, **PRESETS.get(dataset, {}))
     main(*parser.parse_args_into_dataclasses(argv))
     return 0
 
