@@ -2,10 +2,10 @@
 
     python benchmarks/clip.py --out clip.json
 
-Rows: the text tower at caption lengths as in COCO and as on the web, in inference; and a whole training step
-(forward, loss, backward). The peer is `transformers.CLIPModel`, as its experts call it (`padding=True`: texts
-padded to the longest of the batch) and as its examples do (padded to 77). Medians of alternating calls, in CPU
-time of the process, divided by the number of its threads.
+Rows: the text tower at caption lengths as in COCO and as on the web, in inference; and a whole training
+step (forward, loss, backward). The peer is `transformers.CLIPModel`, as its experts call it (`padding=True`:
+texts padded to the longest of the batch) and as its examples do (padded to 77). Medians of alternating calls,
+in CPU time of the process, divided by the number of its threads.
 """
 
 import argparse
