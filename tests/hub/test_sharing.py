@@ -21,6 +21,7 @@ def test_a_push_brings_the_code_along(hub, vit):
         "AutoConfig": "hf_mm_vit.MMViTConfig",
         "AutoModel": "hf_mm_vit.MMViTModel",
         "AutoModelForImageClassification": "hf_mm_vit.MMViTForImageClassification",
+        "AutoModelForMaskedImageModeling": "hf_mm_vit.MMViTForMaskedImageModeling",
     }
 
 
