@@ -1,7 +1,7 @@
 """transformers' `CLIPModel` trained as `hf-mm train clip` trains ours: the same pairs, views and steps.
 
-    hf-mm train clip --output_dir out/emoji
-    python benchmarks/clip_training.py out/emoji
+    hf-mm train clip --output_dir out/emoji-text --text_model transformer
+    python benchmarks/clip_training.py out/emoji-text
 
 The peer has the sizes of our towers without their convolutional stem, the tokenizer and pictures of the given
 folder, and transformers' own Trainer; results are printed and written to `peer.json` in that folder.
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_mm import PairCollator, RandomViews, write_results
-from hf_mm.recipes.clip import DEFAULTS, PRESETS, SMALL_TEXT, SMALL_VIT, WIDTH, Recipe, alignment, load
+from hf_mm.recipes.clip import DEFAULTS, SMALL_TEXT, SMALL_VIT, WIDTH, Recipe, alignment, load
 
 
 class Clamp(TrainerCallback):
@@ -52,10 +52,12 @@ def main() -> None:
     parser.add_argument("--dataset", default="openmoji")
     given = parser.parse_args()
     ours = json.loads((given.folder / "results.json").read_text())
-    settings = DEFAULTS | PRESETS.get(given.dataset, {}) | {"max_steps": ours["steps"], "seed": ours["seed"]}
+    settings = DEFAULTS | {"max_steps": ours["steps"], "seed": ours["seed"]}
     args = TrainingArguments(output_dir=str(given.folder / "peer"), **settings)
     set_seed(args.seed)
     processor = AutoProcessor.from_pretrained(given.folder)
+    if processor.tokenizer.eos_token_id is None:
+        raise SystemExit("CLIPModel reads a text at its end token, which this tokenizer lacks: see above.")
     rows = load(Recipe(dataset=given.dataset, data_folder=given.data_folder))
     model, collate = build(processor.tokenizer), PairCollator(processor, augment=RandomViews(mirror=0.0))
     trainer = Trainer(

@@ -108,3 +108,24 @@ def test_refuses_too_few_rows(pictures, tmp_path):
 def test_refuses_rates_that_are_no_numbers(tmp_path):
     with pytest.raises(ValueError, match="`tower_rates`='text' must look like"):
         clip.main(clip.Recipe(tower_rates="text"), arguments(tmp_path))
+
+
+@pytest.mark.slow
+def test_classes_are_measured_in_every_way():
+    recipe = clip.Recipe(dataset="easy-vqa")
+    rows = clip.load(recipe)
+    by_class = {}
+    for number, label in enumerate(rows.train["label"]):
+        by_class.setdefault(label, []).append(number)
+    train = rows.train.select([number for members in by_class.values() for number in members[:16]])
+    rows = clip.Rows(train, rows.test.select(range(48)), rows.classes)
+    model, processor = clip.build(recipe, rows)
+    measured = clip.alignment(model, processor, rows, 64)
+    more, table = clip.class_results(model, processor, rows, measured)
+    assert len(rows.classes) == 24
+    assert [row["shots"] for row in more["few_shot"]] == [1, 2, 4, 8, 16]
+    assert {row["corruption"] for row in more["robustness"]} > {"jpeg", "contrast", "mean"}
+    assert more["linear_probe"]["accuracy"] > 3 / 24  # even of an untrained tower, colours can be read
+    assert more["clip_vqa"]["questions"] == 9673
+    assert more["clip_vqa"]["prior"] == pytest.approx(0.67, abs=0.005)
+    assert all(0 <= row["accuracy"] <= 1 for row in table)

@@ -57,6 +57,7 @@ from hf_mm import (
     easy_vqa_classes,
     encode_images,
     encode_texts,
+    few_shot_curve,
     image_text_pairs,
     last_checkpoint,
     linear_probe,
@@ -64,6 +65,7 @@ from hf_mm import (
     openmoji,
     retrieval_chance,
     retrieval_metrics,
+    robustness_table,
     train_caption_tokenizer,
     train_only,
     train_word_tokenizer,
@@ -329,24 +331,30 @@ def retrieval_results(measured: dict[str, float], pairs: int) -> tuple[dict[str,
 def class_results(
     model: Any, processor: Any, rows: Rows, measured: dict[str, float]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A linear probe of the image tower, and questions answered by comparing; with the table of all."""
+    """Probes of the image tower, robustness, and questions answered by comparing; with a table."""
     tower = model.get_base_model().vision_model if hasattr(model, "peft_config") else model.vision_model
     seen, new = (
         vision_features(tower, processor, part["image"], progress=False) for part in (rows.train, rows.test)
     )
-    probe = linear_probe(seen, rows.train["label"], new, rows.test["label"])
+    labels = rows.train["label"], rows.test["label"]
+    probe = linear_probe(seen, labels[0], new, labels[1])
+    few = few_shot_curve(seen, labels[0], new, labels[1])
+    classifier = ZeroShotClassifier(model, processor, rows.classes, ["{}"], progress=False)
+    corrupted = robustness_table(classifier.predict, rows.test["image"], labels[1])
     questions = easy_vqa("test")
     answers = clip_vqa(model, processor, questions, list(ANSWERS), progress=False)
     vqa = clip_vqa_results(questions, answers, list(ANSWERS), easy_vqa("train"))
-    return {"linear_probe": probe, "clip_vqa": vqa}, [
-        {
-            "task": f"{len(rows.classes)} classes, zero-shot",
-            "accuracy": measured["zero_shot_accuracy"],
-            "chance": 1 / len(rows.classes),
-        },
-        {"task": "the same, linear probe", "accuracy": probe["accuracy"], "chance": 1 / len(rows.classes)},
-        {"task": "questions, by comparing texts", "accuracy": vqa["exact_match"], "chance": vqa["chance"]},
+    chance = 1 / len(rows.classes)
+    table = [
+        (f"{len(rows.classes)} classes by their names", measured["zero_shot_accuracy"], chance),
+        ("the same, pictures corrupted", corrupted[-1]["mean"], chance),
+        ("the same, linear probe", probe["accuracy"], chance),
+        *((f"the same, probe of {row['shots']} per class", row["accuracy"], chance) for row in few),
+        ("questions, by comparing texts", vqa["exact_match"], vqa["chance"]),
+        ("questions, without looking", vqa["prior"], vqa["chance"]),
     ]
+    more = {"linear_probe": probe, "few_shot": few, "robustness": corrupted, "clip_vqa": vqa}
+    return more, [dict(zip(("task", "accuracy", "chance"), row, strict=True)) for row in table]
 
 
 def _captions(rows: Dataset) -> list[str]:
