@@ -46,23 +46,23 @@ It has seen nothing but its training data: other pictures and other words get ar
 
 
 def matches(
-    images: Sequence[Any], texts: Sequence[str], similarities: Tensor, right: Sequence[int]
+    images: Sequence[Any], texts: Sequence[str], similarities: Tensor, right: Sequence[int], within: int = 1
 ) -> list[AnsweredImage]:
-    """A card for each image: the text most similar to it, next to the right one.
+    """A card for each image: the text most similar to it, and where its own text stands.
 
     Args:
         images: N pictures, see `load_rgb`.
         texts: M texts.
         similarities: (N, M).
         right: (N,) the text of each image.
+        within: Its own text counts as found among the first this many.
     """
-    best = similarities.argmax(dim=1).tolist()
-    return [
-        AnsweredImage(
-            image, f"best of {len(texts)} texts:", texts[found], texts[own], texts[found] == texts[own]
-        )
-        for image, found, own in zip(images, best, right, strict=True)
-    ]
+    cards = []
+    for image, row, own in zip(images, similarities, right, strict=True):
+        rank = int((row > row[own]).sum()) + 1
+        best = f"first of {len(texts)}: {texts[int(row.argmax())]}"
+        cards.append(AnsweredImage(image, best, f"rank {rank}: {texts[own]}", correct=rank <= within))
+    return cards
 
 
 def write_alignment_report(

@@ -306,7 +306,7 @@ def report(
         args.output_dir,
         facts | measured | more | {"weights": weights},
         {name: value for name, value in measured.items() if not name.endswith("rank")},
-        matches(pictures, texts, similarities, [right[i] for i in shown]),
+        matches(pictures, texts, similarities, [right[i] for i in shown], within=1 if rows.classes else 10),
         table,
         {
             "dataset": recipe.dataset,
