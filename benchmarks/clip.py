@@ -41,7 +41,8 @@ def captions(kind: str, rows: int, length: int | None = None) -> dict[str, torch
     """Random token ids, padded to the longest or to `length`."""
     counts = lengths(kind, rows)
     places = torch.arange(int(counts.max()) if length is None else length)
-    ids = torch.randint(1, 49000, (rows, len(places)), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(1, 49000, (rows, LONGEST), generator=torch.Generator().manual_seed(1))
+    ids = ids[:, : len(places)].clone()
     ids[:, 0] = END - 1
     ids = ids.where(places < counts.unsqueeze(1) - 1, END)
     return {"input_ids": ids, "attention_mask": (places < counts.unsqueeze(1)).long()}
