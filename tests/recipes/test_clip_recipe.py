@@ -6,7 +6,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import AutoModel, TrainingArguments, pipeline
 
-from hf_mm import MMCLIPModel, load_rgb
+from hf_mm import MMCLIPModel, encode_images, encode_texts, load_rgb, retrieval_metrics
 from hf_mm.recipes import clip
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 60, 220), "grey": (128, 128, 128)}
@@ -129,3 +129,18 @@ def test_classes_are_measured_in_every_way():
     assert more["clip_vqa"]["questions"] == 9673
     assert more["clip_vqa"]["prior"] == pytest.approx(0.67, abs=0.005)
     assert all(0 <= row["accuracy"] <= 1 for row in table)
+
+
+def test_retrieval_ranks_by_the_similarity_of_the_model(pictures):
+    recipe = clip.Recipe(dataset=str(pictures), text_model="bag_of_words")
+    rows = clip.load(recipe)
+    rows = clip.Rows(rows.train, rows.train, [])
+    model, processor = clip.build(recipe, rows)
+    model.config.similarity = "euclidean"
+    embeds = (
+        encode_images(model, processor, rows.test["image"], progress=False),
+        encode_texts(model, processor, rows.test["caption"], progress=False),
+    )
+    measured = clip.alignment(model, processor, rows, 64)
+    assert measured == retrieval_metrics(*embeds, similarity="euclidean")
+    assert measured != retrieval_metrics(*embeds)

@@ -13,6 +13,7 @@ from hf_mm.training.towers import (
     build_optimizer,
     freeze_layers,
     parameter_groups,
+    read_rates,
     tower_of,
     train_only,
 )
@@ -214,3 +215,10 @@ def test_a_rate_without_weights_is_refused():
     train_only(model, ["connector"])
     with pytest.raises(ValueError, match="A learning rate is given for vision, which has nothing to train"):
         parameter_groups(model, 1e-3, {"vision": 1e-5})
+
+
+def test_rates_are_read_from_a_flag():
+    assert read_rates("vision=1e-5,text=2e-4") == {"vision": 1e-5, "text": 2e-4}
+    assert read_rates(None) == {}
+    with pytest.raises(ValueError, match="`tower_rates`='vision:1' must look like"):
+        read_rates("vision:1")

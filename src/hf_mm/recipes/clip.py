@@ -64,12 +64,13 @@ from hf_mm import (
     encode_texts,
     few_shot_curve,
     image_text_pairs,
+    image_text_retrieval,
     last_checkpoint,
     linear_probe,
     markdown_table,
     openmoji,
+    read_rates,
     retrieval_chance,
-    retrieval_metrics,
     robustness_table,
     train_caption_tokenizer,
     train_only,
@@ -234,7 +235,7 @@ def text_tower(name: str, captions: list[str]) -> tuple[Any, PreTrainedTokenizer
 def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Train, measure on what was held out, save; returns the results."""
     set_seed(args.seed)
-    rates = _rates(recipe.tower_rates)
+    rates = read_rates(recipe.tower_rates)
     rows = load(recipe)
     model, processor = build(recipe, rows)
     parts = tuple(recipe.train_towers.split(","))
@@ -273,9 +274,8 @@ def alignment(model: Any, processor: Any, rows: Rows, batch_size: int) -> dict[s
     if rows.classes:
         classifier = ZeroShotClassifier(model, processor, rows.classes, ["{}"], batch_size, progress=False)
         return {"zero_shot_accuracy": classifier.accuracy(rows.test["image"], rows.test["label"])}
-    images = encode_images(model, processor, rows.test["image"], batch_size, progress=False)
-    texts = encode_texts(model, processor, _captions(rows.test), progress=False)
-    return retrieval_metrics(images, texts)
+    captions = _captions(rows.test)
+    return image_text_retrieval(model, processor, rows.test["image"], captions, batch_size, progress=False)
 
 
 def report(
@@ -371,15 +371,6 @@ def _more_captions(row: dict, number: int) -> dict[str, list[str]]:
     draw = random.Random(number)
     parts = (draw.sample(row["tags"], draw.randint(0, len(row["tags"]))) for _ in range(16))
     return {"caption": row["caption"] + [f"{row['annotation']}: {', '.join(part)}" for part in parts if part]}
-
-
-def _rates(text: str | None) -> dict[str, float]:
-    """'vision=1e-5,text=1e-4' as a dictionary."""
-    pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
-    try:
-        return {tower: float(rate) for tower, rate in pairs}
-    except ValueError as error:
-        raise ValueError(f"`tower_rates`={text!r} must look like 'vision=1e-5,text=1e-4'.") from error
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -61,6 +61,7 @@ from hf_mm import (
     last_checkpoint,
     load_rows,
     question_prior,
+    read_rates,
     train_only,
     train_tokenizer,
 )
@@ -367,7 +368,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     if recipe.preset not in PRESETS:
         raise ValueError(f"`preset`={recipe.preset!r} is none of {', '.join(PRESETS)}.")
     set_seed(args.seed)
-    rates = _rates(recipe.tower_rates)
+    rates = read_rates(recipe.tower_rates)
     rows = load(recipe)
     model, processor = build(recipe, rows)
     out = Path(args.output_dir)
@@ -418,15 +419,6 @@ def report(
     )
     weights = sum(weight.numel() for weight in model.parameters())
     return write_vqa_report(args.output_dir, results, examples, table, recipe.dataset, training, weights)
-
-
-def _rates(text: str | None) -> dict[str, float]:
-    """'vision=6e-6,connector=2e-4' as a dictionary."""
-    pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
-    try:
-        return {tower: float(rate) for tower, rate in pairs}
-    except ValueError as error:
-        raise ValueError(f"`tower_rates`={text!r} must look like 'vision=6e-6,connector=2e-4'.") from error
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ __all__ = [
     "build_optimizer",
     "freeze_layers",
     "parameter_groups",
+    "read_rates",
     "tower_of",
     "towers_of",
     "train_only",
@@ -157,6 +158,19 @@ def parameter_groups(
             "leave the rate out or unfreeze the tower."
         )
     return list(groups.values())
+
+
+def read_rates(text: str | None) -> dict[str, float]:
+    """Learning rates by tower as a flag gives them: "vision=1e-5,text=1e-4".
+
+    Raises:
+        ValueError: Something else.
+    """
+    pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
+    try:
+        return {tower: float(rate) for tower, rate in pairs}
+    except ValueError as error:
+        raise ValueError(f"`tower_rates`={text!r} must look like 'vision=1e-5,text=1e-4'.") from error
 
 
 def build_optimizer(
