@@ -24,11 +24,13 @@ if TYPE_CHECKING:  # pictures in a list need no data set
     from datasets import Dataset
 
 __all__ = [
+    "checked_texts",
     "compare",
     "encode_images",
     "encode_texts",
     "evaluating",
     "is_euclidean",
+    "read_pictures",
     "undecoded",
     "vision_features",
 ]
@@ -77,14 +79,7 @@ def encode_texts(
         ValueError: There are none, or one is empty; it is named by its number, from 0.
         TypeError: `texts` is one text, or holds something else, or the model has no features of texts.
     """
-    if isinstance(texts, str):
-        raise TypeError(f"`texts` is the text {texts[:40]!r}; give a list of texts.")
-    texts = list(texts)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"text {number} is a {type(text).__name__}, not a string.")
-        if not text.strip():
-            raise ValueError(f"text {number} is {text!r}; there is nothing in it to compare, leave it out.")
+    texts = checked_texts(texts)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer is processor:
         tokenize: Callable = tokenizer
@@ -163,6 +158,26 @@ def is_euclidean(model: Any) -> bool:
     return hasattr(model, "similarity_logits") and model.config.similarity == "euclidean"
 
 
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """The texts in a list, each a string with something in it; see `encode_texts` for what it raises."""
+    if isinstance(texts, str):
+        raise TypeError(f"`texts` is the text {texts[:40]!r}; give a list of texts.")
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {number} is a {type(text).__name__}, not a string.")
+        if not text.strip():
+            raise ValueError(f"text {number} is {text!r}; there is nothing in it to compare, leave it out.")
+    return texts
+
+
+def read_pictures(images: Iterable[Any]) -> Iterator[Image.Image]:
+    """Each picture as RGB, one by one; see `encode_images` for what it takes and raises."""
+    if isinstance(images, str | Path | bytes | dict | Image.Image):
+        raise TypeError(f"`images` is one picture, a {type(images).__name__}; give a list of pictures.")
+    return _pictures(images)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
     """Without dropout and gradients; afterwards every module is in the mode in which it was."""
@@ -238,18 +253,17 @@ def _pooled(outputs: Any, pooling: str, name: str) -> Tensor:
 
 
 def _pixel_batches(processor: Any, images: Iterable[Any], batch_size: int) -> Iterable[dict[str, Tensor]]:
-    if isinstance(images, str | Path | bytes | dict | Image.Image):
-        raise TypeError(f"`images` is one picture, a {type(images).__name__}; give a list of pictures.")
+    pictures = read_pictures(images)
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        for batch in _in_batches(_pictures(images), _positive(batch_size)):
+        for batch in _in_batches(pictures, _positive(batch_size)):
             yield {"pixel_values": processor(images=batch, return_tensors="pt")["pixel_values"]}
 
     return _not_empty(batches(), "images")
 
 
 def _pictures(images: Iterable[Any]) -> Iterator[Image.Image]:
-    """Each picture as RGB; what fails is named, also where a data set decodes on its way here."""
+    """What fails is named, also where a data set decodes on its way here."""
     rows = iter(images)
     for number in count():
         try:

@@ -12,7 +12,7 @@ tie: by default neither picture has it at rank 1. Where that is no fault, take "
 Shapes: N pictures, M texts, P width of the shared space, Q questions, A answers to find them among.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,17 @@ from torch import Tensor
 
 from .features import encode_images, encode_texts, is_euclidean
 
-__all__ = ["image_text_retrieval", "retrieval_chance", "retrieval_metrics"]
+__all__ = [
+    "TIE",
+    "check_ties",
+    "checked_captions",
+    "checked_owner",
+    "first_ranks",
+    "image_text_retrieval",
+    "rank_metrics",
+    "retrieval_chance",
+    "retrieval_metrics",
+]
 
 RECALL_AT = (1, 5, 10)
 TIE = 1e-6
@@ -50,17 +60,12 @@ def image_text_retrieval(
     Raises:
         ValueError: A picture has no caption, or not as many pictures as captions.
     """
-    groups = [[group] if isinstance(group, str) else list(group) for group in captions]
-    for number, group in enumerate(groups):
-        if not group:
-            raise ValueError(f"image {number} has no caption; leave it out.")
+    texts, image_of_text = checked_captions(captions)
     image_embeds = encode_images(model, processor, images, batch_size, progress)
-    if len(image_embeds) != len(groups):
+    if len(image_embeds) != len(captions):
         raise ValueError(
-            f"{len(groups)} captions for {len(image_embeds)} images; give one or a list for each."
+            f"{len(captions)} captions for {len(image_embeds)} images; give one or a list for each."
         )
-    texts = [text for group in groups for text in group]
-    image_of_text = [number for number, group in enumerate(groups) for _ in group]
     return retrieval_metrics(
         image_embeds,
         encode_texts(model, processor, texts, batch_size, progress),
@@ -96,7 +101,7 @@ def retrieval_metrics(
         ValueError: Shapes or counts do not fit, a picture has no text, or a vector holds NaN or infinity.
     """
     _check_embeds(image_embeds, text_embeds, similarity, ties)
-    owner = _checked_owner(image_of_text, len(image_embeds), len(text_embeds))
+    owner = checked_owner(image_of_text, len(image_embeds), len(text_embeds))
     pictures, own = image_embeds.detach().cpu().float(), torch.arange(len(image_embeds))
     texts = text_embeds.detach().cpu().float()
     euclidean, worst = similarity == "euclidean", ties == "worst"
@@ -104,11 +109,7 @@ def retrieval_metrics(
         "image_to_text": _ranks(pictures, own, texts, owner, euclidean, worst),
         "text_to_image": _ranks(texts, owner, pictures, own, euclidean, worst),
     }
-    results = {}
-    for way, found in ranks.items():
-        results |= {f"{way}_R@{k}": float((found <= k).double().mean()) for k in recall_at}
-        results[f"{way}_median_rank"] = float(found.quantile(0.5))
-    return results
+    return rank_metrics(ranks, recall_at)
 
 
 def retrieval_chance(
@@ -127,7 +128,7 @@ def retrieval_chance(
         ValueError: A picture has no text, or a text belongs to none.
     """
     texts = images if image_of_text is None else len(image_of_text)
-    owner = _checked_owner(image_of_text, images, texts)
+    owner = checked_owner(image_of_text, images, texts)
     results = {}
     for way, right, answers in (
         ("image_to_text", owner.bincount(minlength=images), texts),
@@ -140,41 +141,61 @@ def retrieval_chance(
     return results
 
 
-def _ranks(
-    questions: Tensor, wanted: Tensor, answers: Tensor, kinds: Tensor, euclidean: bool, worst: bool
+def rank_metrics(ranks: dict[str, Tensor], recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
+    """`WAY_R@K` for each K and `WAY_median_rank` of the (Q,) ranks of each way."""
+    results = {}
+    for way, found in ranks.items():
+        results |= {f"{way}_R@{k}": float((found <= k).double().mean()) for k in recall_at}
+        results[f"{way}_median_rank"] = float(found.quantile(0.5))
+    return results
+
+
+def first_ranks(
+    scores_of: Callable[[slice], Tensor], wanted: Tensor, kinds: Tensor, tie: float, worst: bool
 ) -> Tensor:
     """(Q,) ranks, from 1, of the first answer whose kind is wanted, among those that are not.
 
     Args:
-        questions: (Q, P).
+        scores_of: The scores (rows, A) of some questions, asked for a piece at a time.
         wanted: (Q,) kinds.
-        answers: (A, P).
         kinds: (A,).
-        euclidean: Compare distances.
+        tie: Scores that differ by no more are equal.
         worst: Behind equals, rather than among them.
     """
-    lengths = answers.square().sum(dim=-1)  # (A,)
-    reach = questions.norm(dim=-1).max() * lengths.max().sqrt()
-    tie = TIE * (2 * reach if euclidean else reach)
     order = kinds.argsort(stable=True)  # answers of one kind, side by side
     counts = kinds.bincount(minlength=int(wanted.max()) + 1)
     starts = counts.cumsum(0) - counts
     ranks = []
-    rows = max(1, CHUNK // len(answers))
-    for part, kind in zip(questions.split(rows), wanted.split(rows), strict=True):
-        scores = part @ answers.T  # (rows, A)
-        if euclidean:  # the order of minus the squared distance; what all answers share is left out
-            scores = 2 * scores - lengths
+    rows = max(1, CHUNK // len(kinds))
+    for first in range(0, len(wanted), rows):
+        part = slice(first, first + rows)
+        scores, kind = scores_of(part), wanted[part]  # (rows, A)
         places = torch.arange(int(counts[kind].max()))
         real = places < counts[kind, None]  # (rows, R), of up to R right answers
         right = order[(starts[kind, None] + places).clamp(max=len(order) - 1)]
         found = scores.gather(1, right).masked_fill(~real, -torch.inf)
         best = found.amax(dim=1, keepdim=True)
         ahead = (scores > best + tie).sum(dim=1, dtype=torch.int32)  # six times as fast as int64
-        first = (found >= best - tie).sum(dim=1)
-        wrong = (scores >= best - tie).sum(dim=1, dtype=torch.int32) - ahead - first
-        ranks.append(1 + ahead + (wrong if worst else wrong / (first + 1)))
+        equal = (found >= best - tie).sum(dim=1)
+        wrong = (scores >= best - tie).sum(dim=1, dtype=torch.int32) - ahead - equal
+        ranks.append(1 + ahead + (wrong if worst else wrong / (equal + 1)))
     return torch.cat(ranks).double()
+
+
+def _ranks(
+    questions: Tensor, wanted: Tensor, answers: Tensor, kinds: Tensor, euclidean: bool, worst: bool
+) -> Tensor:
+    """`first_ranks` of vectors (Q, P) that look for vectors (A, P)."""
+    lengths = answers.square().sum(dim=-1)  # (A,)
+    reach = float(questions.norm(dim=-1).max() * lengths.max().sqrt())
+
+    def scores_of(part: slice) -> Tensor:
+        scores = questions[part] @ answers.T  # (rows, A)
+        if euclidean:  # the order of minus the squared distance; what all answers share is left out
+            scores = 2 * scores - lengths
+        return scores
+
+    return first_ranks(scores_of, wanted, kinds, TIE * (2 * reach if euclidean else reach), worst)
 
 
 def _chance_within(right: Tensor, answers: int) -> Tensor:
@@ -199,8 +220,7 @@ def _chance_within(right: Tensor, answers: int) -> Tensor:
 def _check_embeds(image_embeds: Tensor, text_embeds: Tensor, similarity: str, ties: str) -> None:
     if similarity not in ("dot", "euclidean"):
         raise ValueError(f"`similarity` is {similarity!r}; it is 'dot' or 'euclidean'.")
-    if ties not in ("worst", "mean"):
-        raise ValueError(f"`ties` is {ties!r}; it is 'worst' or 'mean'.")
+    check_ties(ties)
     for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
         if embeds.ndim != 2 or not len(embeds):
             raise ValueError(
@@ -218,7 +238,23 @@ def _check_embeds(image_embeds: Tensor, text_embeds: Tensor, similarity: str, ti
         )
 
 
-def _checked_owner(image_of_text: Sequence[int] | Tensor | None, images: int, texts: int) -> Tensor:
+def check_ties(ties: str) -> None:
+    """Refuse what `ties` cannot be."""
+    if ties not in ("worst", "mean"):
+        raise ValueError(f"`ties` is {ties!r}; it is 'worst' or 'mean'.")
+
+
+def checked_captions(captions: Sequence[str | Sequence[str]]) -> tuple[list[str], list[int]]:
+    """The M captions of all pictures one after the other, and the number of the picture of each."""
+    groups = [[group] if isinstance(group, str) else list(group) for group in captions]
+    for number, group in enumerate(groups):
+        if not group:
+            raise ValueError(f"image {number} has no caption; leave it out.")
+    texts = [text for group in groups for text in group]
+    return texts, [number for number, group in enumerate(groups) for _ in group]
+
+
+def checked_owner(image_of_text: Sequence[int] | Tensor | None, images: int, texts: int) -> Tensor:
     """(M,) the picture of each text."""
     if image_of_text is None:
         if images != texts:
