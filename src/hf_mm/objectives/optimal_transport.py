@@ -16,11 +16,25 @@ from torch.nn.functional import normalize
 from .batch_mean import batch_mean
 from .similarity import pairwise_similarity
 
-__all__ = ["cosine_cost", "transport_plan", "word_patch_alignment_loss"]
+__all__ = ["cosine_cost", "inner_tokens", "transport_plan", "word_patch_alignment_loss"]
 
 SMALLEST_BETA = 0.05  # float32 holds exp(-2 / beta) and its products
 SMALLEST_MASS = 1e-20  # of a word at a patch, while a plan is made
 SMALLEST_LENGTH = 1e-5  # of a state; shorter ones are not stretched to length one
+
+
+def inner_tokens(attention_mask: Tensor) -> Tensor:
+    """Where the words of a text are: its tokens less the first and the last, [CLS] and [SEP] of BERT.
+
+    Args:
+        attention_mask: (B, N), true or 1 at tokens, padded on either side.
+
+    Returns:
+        (B, N) booleans.
+    """
+    tokens = attention_mask.bool()
+    place = tokens.cumsum(1)  # of a token among those of its text, from 1
+    return tokens & (place > 1) & (place < tokens.sum(1, keepdim=True))
 
 
 def cosine_cost(words: Tensor, patches: Tensor) -> Tensor:
@@ -101,7 +115,7 @@ def word_patch_alignment_loss(
         words: (B, N, D) last hidden states of the text.
         patches: (B, M, D) those of the image.
         word_mask: (B, N) booleans, true at words: not at the padding, nor at the first and last token of a
-            text, which are no words.
+            text, which are no words; see `inner_tokens`.
         patch_mask: (B, M) booleans, true at patches: not at the padding, nor at the image's class token.
         matched: (B,) booleans, true where text and image belong together.
         beta: As `transport_plan` takes it.
