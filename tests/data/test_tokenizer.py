@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from hf_mm import train_caption_tokenizer, train_tokenizer, train_word_tokenizer
-from hf_mm.data.tokenizer import PLAIN_CHAT_TEMPLATE
+from hf_mm.data.chat_templates import CHATML_TEMPLATE, PLAIN_CHAT_TEMPLATE, read_chat_template
 
 
 def test_any_text_comes_back():
@@ -137,3 +137,24 @@ def test_vocabularies_of_captions_without_room_are_refused():
         train_caption_tokenizer(["a"], 258)
     with pytest.raises(ValueError, match=r"`vocab_size`=2 has no room for a word beside <pad> and <unk>"):
         train_word_tokenizer(["a"], 2)
+
+
+def test_chatml_has_no_system_prompt_and_marks_what_the_assistant_says():
+    tokenizer = train_tokenizer(["a"], 400, ["<image>", "<|im_start|>", "<|im_end|>"], CHATML_TEMPLATE)
+    image, text = {"type": "image"}, {"type": "text", "text": "a?"}
+    chat = [{"role": "user", "content": [image, text]}, {"role": "assistant", "content": "b"}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert rendered == "<|im_start|>user\n<image>a?<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    prompt = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    assert rendered.startswith(prompt)
+    marked = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    said = [i for i, m in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if m]
+    assert tokenizer.decode(said) == "b<|im_end|>"
+
+
+def test_chat_templates_are_read_by_name_or_from_a_file(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    assert read_chat_template(str(tmp_path / "mine.jinja")) == "{{ messages }}"
+    assert read_chat_template("chatml") == CHATML_TEMPLATE
+    with pytest.raises(FileNotFoundError, match=r"`chat_template`='mine' is neither 'chatml' nor a file"):
+        read_chat_template("mine")

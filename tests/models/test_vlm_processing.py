@@ -6,7 +6,8 @@ from chat_tiny import CHATML, FORGETFUL, PARTS_ONLY, learnt, picture, processor,
 from PIL import Image
 from transformers import AutoProcessor, ByT5Tokenizer
 
-from hf_mm.data.tokenizer import COMPACT_CHAT_TEMPLATE, train_tokenizer
+from hf_mm.data.chat_templates import COMPACT_CHAT_TEMPLATE
+from hf_mm.data.tokenizer import train_tokenizer
 from hf_mm.models.vlm.image_processing_vlm import MMVLMImageProcessor
 from hf_mm.models.vlm.processing_vlm import CHAT_TEMPLATE, MMVLMProcessor, user_message
 

@@ -5,54 +5,15 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from .chat_templates import COMPACT_CHAT_TEMPLATE
+
 __all__ = [
-    "COMPACT_CHAT_TEMPLATE",
-    "PLAIN_CHAT_TEMPLATE",
     "train_caption_tokenizer",
     "train_tokenizer",
     "train_word_tokenizer",
     "word_tokenizer",
 ]
 
-# One token per turn instead of several words: rows of short questions get a third shorter. The space makes a
-# word the same token at the start of a turn as inside it: what is learnt of one serves the other. Images that
-# open a turn stand before its token, so that questions about one image all begin alike, with the image.
-COMPACT_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- set parts = [{'type': 'text', 'text': message['content']}]"
-    " if message['content'] is string else message['content'] -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{{- '<|assistant|>' -}}{%- generation -%}"
-    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else ' ' + part['text'] -}}"
-    "{%- endfor -%}"
-    "{{- eos_token -}}{%- endgeneration -%}"
-    "{%- else -%}"
-    "{%- set turn = namespace(open=false) -%}"
-    "{%- for part in parts -%}"
-    "{%- if part['type'] == 'image' -%}{{- '<image>' -}}"
-    "{%- else -%}"
-    "{{- ('' if turn.open else '<|' + message['role'] + '|>') + ' ' + part['text'] -}}"
-    "{%- set turn.open = true -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if not turn.open -%}{{- '<|' + message['role'] + '|>' -}}{%- endif -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
-# For captions: they follow their image without roles, as in LLaVA's first stage.
-PLAIN_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- set parts = [{'type': 'text', 'text': message['content']}]"
-    " if message['content'] is string else message['content'] -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{%- for part in parts -%}{{- ' ' + part['text'] -}}{%- endfor -%}{{- eos_token -}}"
-    "{%- endgeneration -%}"
-    "{%- else -%}"
-    "{%- for part in parts -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-)
 CAPTION_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<pad>")
 WORD_TOKENS = ("<pad>", "<unk>")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
