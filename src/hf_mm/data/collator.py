@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..imaging.loading import load_rgb
-from ..models.vlm.chat_vlm import IGNORED_LABEL
+from ..models.vlm.chat_vlm import IGNORED_LABEL, filler_id
 from ..models.vlm.processing_vlm import MMVLMProcessor
 
 __all__ = ["VLMCollator"]
@@ -39,7 +39,7 @@ class VLMCollator:
         labelled_logits: bool = True,
     ) -> None:
         tokenizer = processor.tokenizer
-        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        filler = filler_id(tokenizer)
         if filler is None:
             raise ValueError(
                 "The tokenizer has no `pad_token`; set one, such as `tokenizer.pad_token = '<pad>'`."

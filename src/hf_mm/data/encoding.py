@@ -8,7 +8,7 @@ afterwards.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..models.vlm.chat_vlm import IGNORED_LABEL, label_tokens, put_images_in
+from ..models.vlm.chat_vlm import IGNORED_LABEL, label_tokens, lacks_special_tokens, put_images_in
 from ..models.vlm.processing_vlm import MMVLMProcessor
 from .packing import BranchWeight, branch_weigher, pack_branches
 
@@ -117,11 +117,9 @@ def _checked(row: dict, number: int) -> dict:
 
 def _tokenize(processor: MMVLMProcessor, texts: Sequence[str]) -> tuple[list, list]:
     tokenizer = processor.tokenizer
-    bos = tokenizer.bos_token
     output = tokenizer(
         list(texts),
-        # As `apply_chat_template` decides it: a template that writes the first token writes them all.
-        add_special_tokens=not (bos and texts and texts[0].startswith(bos)),
+        add_special_tokens=not texts or lacks_special_tokens(tokenizer, texts[0]),
         return_offsets_mapping=True,
         return_attention_mask=False,
     )

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..imaging.loading import image_identity
-from ..models.vlm.chat_vlm import put_images_in
+from ..models.vlm.chat_vlm import filler_id, lacks_special_tokens, put_images_in
 from ..models.vlm.processing_vlm import MMVLMProcessor, user_message
 from .answers_file import AnswersFile, digest_of_image, digest_of_prompt, digest_of_text, digest_of_weights
 from .features import evaluating, undecoded
@@ -182,13 +182,12 @@ def _prompts(
 
 def _tokens(processor: MMVLMProcessor, messages: list[dict]) -> list[int]:
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    bos = processor.tokenizer.bos_token
-    return processor.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
+    tokenizer = processor.tokenizer
+    return tokenizer.encode(text, add_special_tokens=lacks_special_tokens(tokenizer, text))
 
 
 def _left_padded(processor: MMVLMProcessor, prompts: list[list[int]], device: torch.device) -> dict[str, Any]:
-    tokenizer = processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    filler = filler_id(processor.tokenizer) or 0
     length = max(map(len, prompts))
     gaps = [length - len(prompt) for prompt in prompts]
     ids = [[filler] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]

@@ -7,11 +7,32 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-__all__ = ["IGNORED_LABEL", "assistant_spans", "label_tokens", "prepare_messages", "put_images_in"]
+__all__ = [
+    "IGNORED_LABEL",
+    "assistant_spans",
+    "filler_id",
+    "label_tokens",
+    "lacks_special_tokens",
+    "prepare_messages",
+    "put_images_in",
+]
 
 IGNORED_LABEL = -100  # what cross-entropy skips
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 IMAGE_SOURCES = ("image", "url", "path", "base64")
+
+
+def lacks_special_tokens(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer is to add its special tokens to a rendered chat.
+
+    As `apply_chat_template` decides it: a template that writes the first token writes them all.
+    """
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+def filler_id(tokenizer: Any) -> int | None:
+    """What rows of unequal length are filled up with, where a mask hides it; `None` if there is no such."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
 def prepare_messages(

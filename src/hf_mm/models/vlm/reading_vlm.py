@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...imaging.loading import load_rgb
+from .chat_vlm import filler_id
 from .processing_vlm import MMVLMProcessor
 from .read_tokens_vlm import ReadTokens, common_length
 
@@ -181,7 +182,7 @@ class Reader:
             input_ids=ids,
             attention_mask=mask,
             past_key_values=start.cache if alone else start.expanded(len(rows) * copies),
-            pad_token_id=self._filler(),
+            pad_token_id=filler_id(self.processor.tokenizer) or 0,
             **settings,
         )
         told = told[:, ids.shape[1] :]
@@ -194,12 +195,7 @@ class Reader:
         """Tokens and mask (B, L), the padding between what is read and what is not."""
         known, length = len(start.tokens), max(map(len, rows))
         gaps = [length - len(row) for row in rows]
-        ids = [
-            row[:known] + [self._filler()] * gap + row[known:] for gap, row in zip(gaps, rows, strict=True)
-        ]
+        filler = filler_id(self.processor.tokenizer) or 0
+        ids = [row[:known] + [filler] * gap + row[known:] for gap, row in zip(gaps, rows, strict=True)]
         mask = [[1] * known + [0] * gap + [1] * (length - known - gap) for gap in gaps]
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
-
-    def _filler(self) -> int:
-        tokenizer = self.processor.tokenizer
-        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

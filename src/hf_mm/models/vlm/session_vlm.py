@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .chat_vlm import IGNORED_LABEL, label_tokens, put_images_in
+from .chat_vlm import IGNORED_LABEL, label_tokens, lacks_special_tokens, put_images_in
 from .processing_vlm import MMVLMProcessor, user_message
 from .read_tokens_vlm import common_length
 from .reading_vlm import Reader, SeenImages
@@ -226,26 +226,22 @@ class MMVLMSession:
     def _prompt(self, turns: list[dict], seen: SeenImages) -> list[int]:
         """The tokens of a conversation that the assistant is to continue."""
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
-        ids = self.processor.tokenizer.encode(text, add_special_tokens=self._adds_special(text))
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer.encode(text, add_special_tokens=lacks_special_tokens(tokenizer, text))
         return put_images_in(ids, ids, list(seen.layouts), self.processor.image_token_id)[0]
 
     def _answered(self, asked: dict, answer: str, name: str) -> tuple[list[int], int]:
         """The tokens of a question and its answer, up to the last label, and where the first label is."""
         turns = [*self._system, asked, {"role": "assistant", "content": self._checked(answer, name)}]
         ((text, spans),) = self.processor.render_chats([turns], names=[name])
-        output = self.processor.tokenizer(
-            text, add_special_tokens=self._adds_special(text), return_offsets_mapping=True
-        )
+        tokenizer = self.processor.tokenizer
+        added = lacks_special_tokens(tokenizer, text)
+        output = tokenizer(text, add_special_tokens=added, return_offsets_mapping=True)
         ids, token = output["input_ids"], self.processor.image_token_id
         labels = label_tokens(ids, output["offset_mapping"], spans, self.processor.unlabelled_ids)
         ids, labels = put_images_in(ids, labels, list(self._seen.layouts), token)
         said = [i for i, label in enumerate(labels) if label != IGNORED_LABEL]
         return ids[: said[-1] + 1], said[0]
-
-    def _adds_special(self, text: str) -> bool:
-        """As `apply_chat_template` decides it: a template that writes the first token writes them all."""
-        bos = self.processor.tokenizer.bos_token
-        return not (bos and text.startswith(bos))
 
     def _text(self, tokens: list[int]) -> str:
         tokenizer, images = self.processor.tokenizer, self.processor.unlabelled_ids
