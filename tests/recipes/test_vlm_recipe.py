@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from chat_tiny import picture
+from chat_tiny import CHATML, picture
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
@@ -102,16 +102,18 @@ def test_a_tokenizer_that_outgrew_its_model_is_refused(trained, data, tmp_path):
         train(tmp_path / "out", data | {"checkpoint": str(grown)})
 
 
-@pytest.mark.parametrize("preset", ["llava", "molmo"])
-def test_pretrained_parts_are_joined(preset, data, tmp_path):
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A vision tower and a language model as transformers saves them."""
+    folder = tmp_path_factory.mktemp("parts")
     tower = CLIPVisionConfig(
         image_size=96, patch_size=8, hidden_size=32, num_hidden_layers=9, num_attention_heads=4,
         intermediate_size=64,
     )  # fmt: skip
-    CLIPVisionModel(tower).save_pretrained(tmp_path / "vision")
-    CLIPImageProcessorPil(size={"shortest_edge": 96}, crop_size=96).save_pretrained(tmp_path / "vision")
+    CLIPVisionModel(tower).save_pretrained(folder / "vision")
+    CLIPImageProcessorPil(size={"shortest_edge": 96}, crop_size=96).save_pretrained(folder / "vision")
     tokenizer = train_tokenizer(["is it red? what is it? yes a thing"], 400)
-    tokenizer.save_pretrained(tmp_path / "text")
+    tokenizer.save_pretrained(folder / "text")
     language = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -119,12 +121,28 @@ def test_pretrained_parts_are_joined(preset, data, tmp_path):
         num_hidden_layers=1,
         num_attention_heads=4,
     )
-    LlamaForCausalLM(language).save_pretrained(tmp_path / "text")
-    parts = {"vision_model": str(tmp_path / "vision"), "text_model": str(tmp_path / "text")}
+    LlamaForCausalLM(language).save_pretrained(folder / "text")
+    return {"vision_model": str(folder / "vision"), "text_model": str(folder / "text")}
+
+
+@pytest.mark.parametrize("preset", ["llava", "molmo"])
+def test_pretrained_parts_are_joined(preset, data, parts, tmp_path):
     train(tmp_path / "out", data | parts | {"preset": preset, "align_steps": 1}, max_steps=1)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    words = LlamaConfig.from_pretrained(parts["text_model"]).vocab_size
     assert model.config.connector == {"llava": "mlp", "molmo": "attention_pool"}[preset]
-    assert model.config.text_config.vocab_size == len(tokenizer) + {"llava": 1, "molmo": 4}[preset]
+    assert model.config.text_config.vocab_size == words + {"llava": 1, "molmo": 4}[preset]
+
+
+def test_words_come_first_own_texts_beside_and_questions_before_training(data, parts, tmp_path):
+    flags = {"preset": "emoji", "word_steps": 2, "align_steps": 1, "rehearsal_texts": 3, "ask_before": True}
+    (tmp_path / "say.jinja").write_text(CHATML)
+    chosen = {"chat_template": str(tmp_path / "say.jinja"), "lora_rank": 2}
+    results = train(tmp_path / "out", data | parts | flags | chosen, max_steps=1)
+    assert {"exact_match", "questions", "plain_text_perplexity"} <= results["before"].keys()
+    assert results["plain_text_perplexity"] > 1
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template == CHATML
 
 
 @pytest.mark.parametrize(
@@ -137,6 +155,7 @@ def test_pretrained_parts_are_joined(preset, data, tmp_path):
             r"has no column 'image'; its columns are \['asked', 'photo', 'said'\]",
         ),
         ({"vision_model": "x"}, "Give both `vision_model` and `text_model`"),
+        ({"word_steps": 2}, "`word_steps`=2 teach a connector the words of a language model that knows some"),
         ({"tower_rates": "vision:1"}, "`tower_rates`='vision:1' must look like"),
     ],
 )

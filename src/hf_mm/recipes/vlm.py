@@ -29,7 +29,6 @@ import torch
 from transformers import (
     AutoProcessor,
     HfArgumentParser,
-    LlamaConfig,
     TrainingArguments,
     set_seed,
 )
@@ -37,10 +36,7 @@ from transformers import (
 from hf_mm import (
     AnsweringTrainer,
     Curriculum,
-    MMViTConfig,
-    MMVLMConfig,
     MMVLMForConditionalGeneration,
-    MMVLMImageProcessor,
     MMVLMProcessor,
     RandomViews,
     VLMCollator,
@@ -58,16 +54,20 @@ from hf_mm import (
     read_warmups,
     train_only,
     train_tokenizer,
+    user_message,
     vlm_from_parts,
 )
+from hf_mm.data.chat_templates import PLAIN_CHAT_TEMPLATE, read_chat_template
 from hf_mm.data.curricula import questions_of
-from hf_mm.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from hf_mm.data.viewed import ViewedCollator
 from hf_mm.evaluation.answer_results import answer_results, answer_samples, answer_table
 from hf_mm.evaluation.perplexity import documentation_sample, perplexity
 from hf_mm.evaluation.pointing import pointing_results
 from hf_mm.evaluation.report import markdown_table
 from hf_mm.evaluation.vqa_report import write_vqa_report
+from hf_mm.models.vlm.small_vlm import small_vlm
+from hf_mm.training.rehearsal import rehearsal_rows
+from hf_mm.training.word_alignment import WordAlignment
 
 __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 
@@ -76,7 +76,7 @@ __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 class Recipe:
     """What this script decides; everything else is `TrainingArguments`."""
 
-    preset: str = field(default="demo", metadata={"help": "demo, accurate, pointing, llava or molmo."})
+    preset: str = field(default="demo", metadata={"help": "demo, accurate, pointing, emoji, llava or molmo."})
     dataset: str = field(
         default="easy-vqa",
         metadata={
@@ -95,6 +95,13 @@ class Recipe:
     vision_model: str | None = field(default=None, metadata={"help": "Vision tower to start from."})
     text_model: str | None = field(
         default=None, metadata={"help": "Language model to start from; a GGUF file will do."}
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "'chatml' (no system prompt) or a Jinja file, for the language model's."},
+    )
+    word_steps: int = field(
+        default=0, metadata={"help": "Steps that bring images near the words of captions, before all else."}
     )
     align_steps: int = field(default=0, metadata={"help": "Steps of the first stage; 0 leaves it out."})
     align_towers: str = field(
@@ -115,6 +122,14 @@ class Recipe:
     )
     stages: str | None = field(
         default=None, metadata={"help": "What learns up to which step, as 'connector=200,all'."}
+    )
+    rehearsal_texts: int = field(
+        default=0,
+        metadata={"help": "Texts of the language model's own to go on learning, so that it keeps them."},
+    )
+    ask_before: bool = field(
+        default=False,
+        metadata={"help": "Ask some of the questions, and read plain text, before training too."},
     )
 
 
@@ -143,13 +158,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "emoji": {
         "dataset": "openmoji",
-        "align_steps": 140,
+        "chat_template": "chatml",
+        "ask_before": True,
+        "rehearsal_texts": 400,
+        "word_steps": 1500,
+        "align_steps": 100,
         "align_towers": "vision,connector",
         "lora_rank": 32,
         "lora_towers": "language,vision",
         "per_device_train_batch_size": 16,
-        "max_steps": 240,
-        "learning_rate": 5e-4,
+        "max_steps": 450,
+        "learning_rate": 1e-3,
+        "tower_rates": "connector=5e-4",
         "weight_decay": 0.0,
         "warmup_steps": 0.03,
     },
@@ -165,40 +185,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 ALL = ("vision", "connector", "language")
+# How images are brought near words; no language model runs, so batches are large and steps many.
+WORDS = {
+    "per_device_train_batch_size": 64,
+    "learning_rate": 2e-3,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+}
+WORDS_VISION_RATE = 2e-4  # a tower that has learnt to see keeps what it sees of new images
 # What the first stage does differently.
 ALIGN = {
     "demo": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
     "accurate": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
     "pointing": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
-    "emoji": {"per_device_train_batch_size": 32, "learning_rate": 1e-3},
+    "emoji": {"per_device_train_batch_size": 16, "learning_rate": 1e-3},
     "llava": {"learning_rate": 1e-3},
     "molmo": {"learning_rate": 2e-4},
-}
-# The model that is trained from nothing: 64 px behind a stem of four stages are 4x4 patches, 16 tokens.
-WIDTH = 128
-SMALL_VISION = {
-    "image_size": 64,
-    "patch_size": 16,
-    "stem_channels": [32, 64, WIDTH, WIDTH],
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 2 * WIDTH,
-    "initializer_range": 0.05,
-}
-SMALL_TEXT = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.05,
-}
-SMALL_CONNECTOR = {
-    "vision_feature_layer": None,
-    "connector": "mlp",
-    "initializer_range": 0.05,
 }
 LLAVA_CONNECTOR = {"vision_feature_layer": -2, "connector": "mlp", "connector_hidden_act": "gelu"}
 MOLMO_CONNECTOR = {
@@ -230,10 +232,14 @@ def build(recipe: Recipe, rows: Curriculum) -> tuple[MMVLMForConditionalGenerati
     elif recipe.vision_model and recipe.text_model:
         crops, connector = JOINED.get(recipe.preset, (0, LLAVA_CONNECTOR))
         model, processor = vlm_from_parts(recipe.vision_model, recipe.text_model, crops, **connector)
+        if recipe.chat_template:
+            template = read_chat_template(recipe.chat_template)
+            processor = MMVLMProcessor(processor.image_processor, processor.tokenizer, template)
     elif recipe.vision_model or recipe.text_model:
         raise ValueError("Give both `vision_model` and `text_model`, or none of them to train from nothing.")
     else:
-        model, processor = _from_nothing(rows)
+        tokenizer = train_tokenizer(rows.texts(), vocab_size=512, special_tokens=["<image>"])
+        model, processor = small_vlm(tokenizer)
     words, known = len(processor.tokenizer), model.config.text_config.vocab_size
     if words > known:
         raise ValueError(
@@ -241,31 +247,6 @@ def build(recipe: Recipe, rows: Curriculum) -> tuple[MMVLMForConditionalGenerati
             "resize the model's embeddings."
         )
     return model, processor
-
-
-def _from_nothing(rows: Curriculum) -> tuple[MMVLMForConditionalGeneration, MMVLMProcessor]:
-    tokenizer = train_tokenizer(rows.texts(), vocab_size=512, special_tokens=["<image>"])
-    vision = MMViTConfig(**SMALL_VISION)
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **SMALL_TEXT,
-    )
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
-    config = MMVLMConfig(
-        vision_config=vision, text_config=text, image_token_id=image_token, **SMALL_CONNECTOR
-    )
-    images = MMVLMImageProcessor(
-        size=vision.image_size,
-        patch_size=vision.patch_size,
-        pooling_size=config.pooling_size,
-        fit="stretch",
-        image_mean=0.5,
-        image_std=0.5,
-    )
-    return MMVLMForConditionalGeneration(config), MMVLMProcessor(images, tokenizer)
 
 
 def align(
@@ -283,13 +264,41 @@ def align(
         trained = MMVLMForConditionalGeneration.from_pretrained(stage.output_dir)
         model.load_state_dict(trained.state_dict())
         return 0.0
-    pretrained = bool(recipe.checkpoint or recipe.vision_model)
-    train_only(model, recipe.align_towers.split(",") if pretrained else ALL)
-    plain = MMVLMProcessor(processor.image_processor, processor.tokenizer, PLAIN_CHAT_TEMPLATE)
-    trainer = _trainer(model, stage, plain, rows.align, None, rows.views)
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(stage.output_dir) if resume else None)
+    checkpoint = last_checkpoint(stage.output_dir) if resume else None
+    seconds = align_words(recipe, args, model, processor, rows) if recipe.word_steps and not checkpoint else 0
+    if recipe.checkpoint or recipe.vision_model:
+        # What a frozen language model has learnt to read: outside its turns it heeds hardly anything.
+        train_only(model, recipe.align_towers.split(","))
+    else:
+        train_only(model, ALL)
+        processor = MMVLMProcessor(processor.image_processor, processor.tokenizer, PLAIN_CHAT_TEMPLATE)
+    trainer = _trainer(model, stage, processor, rows.align, None, rows.views)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    return result.metrics["train_runtime"]
+    return seconds + result.metrics["train_runtime"]
+
+
+def check_word_steps(recipe: Recipe) -> None:
+    if recipe.word_steps and not (recipe.align_steps and (recipe.checkpoint or recipe.text_model)):
+        raise ValueError(
+            f"`word_steps`={recipe.word_steps} teach a connector the words of a language model that knows "
+            "some, before the first stage: give `align_steps` too, and `text_model` or `checkpoint`."
+        )
+
+
+def align_words(
+    recipe: Recipe, args: TrainingArguments, model: Any, processor: MMVLMProcessor, rows: Curriculum
+) -> float:
+    """Before the first stage: the tower and the connector learn the words of captions. Returns seconds."""
+    stage = copy.deepcopy(args)
+    stage.max_steps = recipe.word_steps
+    for name, value in WORDS.items():
+        setattr(stage, name, value)
+    train_only(model, recipe.align_towers.split(","))
+    aligner = WordAlignment(model, processor.tokenizer.all_special_ids)
+    rates = {"vision": WORDS_VISION_RATE} if "vision" in recipe.align_towers.split(",") else None
+    trainer = _trainer(aligner, stage, processor, rows.align, rates, rows.views)
+    return trainer.train().metrics["train_runtime"]
 
 
 def _trainer(
@@ -300,6 +309,7 @@ def _trainer(
     rates: dict[str, float] | None,
     views: bool = False,
     held_out: list[dict] | None = None,
+    encoded: Sequence[dict] = (),
     **schedule: Any,
 ) -> AnsweringTrainer:
     collator = VLMCollator(processor, packed=True, labelled_logits=True)
@@ -313,7 +323,7 @@ def _trainer(
         model,
         args,
         data_collator=ViewedCollator(collator, RandomViews()) if views else collator,
-        train_dataset=encode_rows(processor, rows),
+        train_dataset=[*encode_rows(processor, rows), *encoded],
         eval_dataset=encode_rows(processor, held_out) if held_out else None,
         processing_class=processor,
         optimizers=(build_optimizer(model, args, rates), None),
@@ -326,12 +336,14 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Train in two stages, ask the test questions, save; returns the metrics."""
     if recipe.preset not in PRESETS:
         raise ValueError(f"`preset`={recipe.preset!r} is none of {', '.join(PRESETS)}.")
+    check_word_steps(recipe)
     set_seed(args.seed)
     rates = read_rates(recipe.tower_rates)
     schedule = {"warmups": read_warmups(recipe.tower_warmups), "stages": read_stages(recipe.stages)}
     rows = curriculum(recipe.dataset, recipe.columns, recipe.data_folder)
     model, processor = build(recipe, rows)
-    before = facts_before(args, model, processor, rows) if recipe.text_model else {}
+    before = facts_before(args, model, processor, rows) if recipe.ask_before else {}
+    own = own_texts(recipe, args, model, processor)
     out = Path(args.output_dir)
     resumed = last_checkpoint(out) if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint
     seconds = 0.0
@@ -346,13 +358,24 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         model = add_lora(model, recipe.lora_rank, towers=towers, targets=recipe.lora_targets)
     held_out = rows.train[:100] if args.eval_strategy != "no" else []
     taught = rows.train[len(held_out) :]
-    trainer = _trainer(model, args, processor, taught, rates, rows.views, held_out, **schedule)
+    trainer = _trainer(model, args, processor, taught, rates, rows.views, held_out, own, **schedule)
     result = trainer.train(resume_from_checkpoint=resumed)
     trainer.save_model()
     processor.save_pretrained(out)
     seconds += result.metrics["train_runtime"]
     facts = {"train_seconds": seconds, "steps": trainer.state.global_step, "align_steps": recipe.align_steps}
     return report(recipe, args, model, processor, rows, facts | {"seed": args.seed} | before)
+
+
+def own_texts(recipe: Recipe, args: TrainingArguments, model: Any, processor: MMVLMProcessor) -> list[dict]:
+    """What the language model writes before it learns anything else."""
+    if not recipe.rehearsal_texts:
+        return []
+    mark = "@"
+    opening = processor.apply_chat_template([user_message(mark, images=0)]).split(mark)[0]
+    set_seed(args.seed)
+    model.to(args.device)
+    return rehearsal_rows(model, processor.tokenizer, recipe.rehearsal_texts, opening)
 
 
 def facts_before(
