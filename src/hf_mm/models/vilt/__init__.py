@@ -1,0 +1,1 @@
+"""The Vision-and-Language Transformer family: text and patches in one encoder."""

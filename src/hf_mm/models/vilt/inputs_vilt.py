@@ -1,0 +1,107 @@
+"""What ViLT is given: texts and images that go together, or an error that says why not.
+
+Shapes: B texts, I images, C channels, Y x X pixels, L places of a text, P patch side, G x F patches, D width.
+"""
+
+import torch
+from torch import Tensor
+
+from .configuration_vilt import MMViltConfig
+from .layout_vilt import PatchGrids
+
+__all__ = ["check_images", "check_texts", "patch_grids"]
+
+
+def check_texts(
+    config: MMViltConfig,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+) -> Tensor:
+    """The words, (B, L) ids or (B, L, D) vectors.
+
+    Raises:
+        ValueError: None or both are given, they have another shape, masks do not go with them, or a text is
+            longer than the position table.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either `input_ids` or `inputs_embeds`, one of them.")
+    if inputs_embeds is not None:
+        words, name, wanted = inputs_embeds, "inputs_embeds", f"(batch, length, {config.hidden_size})"
+    else:
+        assert input_ids is not None
+        words, name, wanted = input_ids, "input_ids", "(batch, length)"
+    if words.ndim != wanted.count(",") + 1 or not words.shape[1]:
+        raise ValueError(f"`{name}` must be {wanted}, got {tuple(words.shape)}.")
+    for other, values in {"attention_mask": attention_mask, "token_type_ids": token_type_ids}.items():
+        if values is not None and values.shape != words.shape[:2]:
+            raise ValueError(
+                f"`{other}` must be {tuple(words.shape[:2])} as `{name}`, got {tuple(values.shape)}."
+            )
+    most = config.max_position_embeddings
+    if words.shape[1] > most:
+        raise ValueError(
+            f"`{name}` has rows of {words.shape[1]} tokens but the position table ends at {most}; truncate "
+            f"with `max_length={most}`."
+        )
+    return words
+
+
+def check_images(
+    config: MMViltConfig,
+    rows: int,
+    pixel_values: Tensor | None,
+    pixel_mask: Tensor | None,
+    patch_embeds: Tensor | None,
+    image_index: Tensor | None,
+) -> None:
+    """Refuse images that do not go with `rows` texts.
+
+    Raises:
+        ValueError: None or both kinds are given, or shapes and numbers do not go together.
+    """
+    if (pixel_values is None) == (patch_embeds is None):
+        raise ValueError("Give either `pixel_values` or `patch_embeds`, one of them.")
+    if pixel_values is not None:
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"`pixel_values` must be (images, {config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        images, sides = len(pixel_values), tuple(pixel_values.shape[2:])
+    else:
+        assert patch_embeds is not None
+        if patch_embeds.ndim != 4:
+            raise ValueError(
+                f"`patch_embeds` must be (images, rows, columns, {config.hidden_size}), got "
+                f"{tuple(patch_embeds.shape)}; `embed_patches` makes them."
+            )
+        images, sides = len(patch_embeds), tuple(n * config.patch_size for n in patch_embeds.shape[1:3])
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (images, *sides):
+        raise ValueError(
+            f"`pixel_mask` must be {(images, *sides)} as the images are, got {tuple(pixel_mask.shape)}."
+        )
+    if image_index is None and images != rows:
+        raise ValueError(
+            f"{rows} texts and {images} images: give one image for each text, or say by `image_index` which "
+            "image goes with each text."
+        )
+    if image_index is not None and (image_index.shape != (rows,) or image_index.is_floating_point()):
+        raise ValueError(
+            f"`image_index` must be ({rows},) numbers of images, got {tuple(image_index.shape)} of "
+            f"{image_index.dtype}."
+        )
+
+
+def patch_grids(patch_embeds: Tensor, pixel_mask: Tensor | None, patch_size: int) -> PatchGrids:
+    """The grids of images of which (I, G, F, D) patches and an (I, Y, X) mask are given.
+
+    A patch is part of its image when its upper left pixel is.
+    """
+    images, rows, columns = patch_embeds.shape[:3]
+    if pixel_mask is None:
+        inside = torch.ones(images, rows, columns, dtype=torch.bool, device=patch_embeds.device)
+    else:
+        inside = pixel_mask[:, ::patch_size, ::patch_size].bool()  # (I, G, F)
+    return PatchGrids.of_mask(inside)
