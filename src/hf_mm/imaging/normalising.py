@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["affine", "check_colours", "level_table", "look_up"]
+__all__ = ["affine", "check_colours", "level_table", "look_up", "normalised"]
 
 
 def check_colours(fields: dict[str, Any]) -> None:
@@ -75,3 +75,22 @@ def look_up(views: Tensor, table: np.ndarray) -> Tensor:
         for channel in range(3):
             np.take(table[channel], view[channel], out=out[channel], mode="clip")
     return torch.from_numpy(pixels)
+
+
+def normalised(views: Tensor, fields: dict[str, Any], exact: bool) -> Tensor:
+    """Views as `fields` want them.
+
+    Args:
+        views: (B, 3, H, W) uint8, in any order in memory.
+        fields: `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and `image_std`.
+        exact: By the table; else by one factor and one summand per channel.
+
+    Returns:
+        (B, 3, H, W) float32, contiguous; uint8 with neither rescaling nor normalising.
+    """
+    if not fields["do_rescale"] and not fields["do_normalize"]:
+        return views.contiguous()
+    if exact:
+        return look_up(views, level_table(fields))
+    scale, shift = affine(fields)
+    return views.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)

@@ -20,13 +20,22 @@ SERVICE_FIELDS = {"auto_map", "image_processor_type", "processor_class", "featur
 class PictureProcessor(PilBackend):
     """An image processor whose fields are those of its `valid_kwargs`, and that reads what `load_rgb` reads.
 
+    `silent` has fields of transformers' processors that are written into their files and say nothing here,
+    with the values (besides `None`) of which that is true.
+
     Raises:
         TypeError: An unknown field.
     """
 
     input_data_format: str | None = None
+    silent: dict[str, tuple[object, ...]] = {}
 
     def __init__(self, **kwargs: Any) -> None:
+        kwargs = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in self.silent or not (value is None or value in self.silent[name])
+        }
         fields = self.valid_kwargs.__annotations__
         unknown = sorted(kwargs.keys() - fields.keys() - SERVICE_FIELDS)
         if unknown:

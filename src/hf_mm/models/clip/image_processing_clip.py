@@ -9,20 +9,19 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
 
 from ...hub.remote_code import RemoteCodeMixin
-from ...imaging.normalising import affine, check_colours, level_table, look_up
+from ...imaging.normalising import check_colours, normalised
 from ...imaging.processor import PictureProcessor
 from ...imaging.views import fit_views
 
 __all__ = ["MMCLIPImageProcessor", "MMCLIPImagesKwargs"]
 
 # Of transformers' image processors, written into their files: what they say here when they are switched off.
-OFF = {
+OFF: dict[str, tuple[object, ...]] = {
     "data_format": ("channels_first",),
     "default_to_square": (True, False),  # says how an integer `size` is meant, see `_means_both_sides`
     "device": (),
@@ -92,6 +91,7 @@ class MMCLIPImageProcessor(RemoteCodeMixin, PictureProcessor):
     """
 
     valid_kwargs = MMCLIPImagesKwargs
+    silent = OFF
     model_input_names = ["pixel_values"]
 
     do_convert_rgb = True
@@ -109,7 +109,6 @@ class MMCLIPImageProcessor(RemoteCodeMixin, PictureProcessor):
     input_data_format = None
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs = {name: value for name, value in kwargs.items() if not _is_off(name, value)}
         if kwargs.get("do_center_crop") is None and _means_both_sides(kwargs):
             kwargs["do_center_crop"] = False
         super().__init__(**kwargs)
@@ -155,19 +154,7 @@ class MMCLIPImageProcessor(RemoteCodeMixin, PictureProcessor):
         if fields["do_center_crop"]:
             crop = (fields["crop_size"].height, fields["crop_size"].width)
         views = fit_views(images, size, crop, fields["resample"], exact)  # (B, 3, height, width)
-        if not fields["do_rescale"] and not fields["do_normalize"]:
-            pixels = views.contiguous()
-        elif exact:
-            pixels = look_up(views, level_table(fields))
-        else:
-            scale, shift = affine(fields)
-            pixels = views.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
-        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
-
-
-def _is_off(name: str, value: object) -> bool:
-    """Whether a field is one of transformers' that says nothing here."""
-    return name in OFF and (value is None or value in OFF[name])
+        return BatchFeature({"pixel_values": normalised(views, fields, exact)}, tensor_type=return_tensors)
 
 
 def _means_both_sides(fields: dict[str, Any]) -> bool:
