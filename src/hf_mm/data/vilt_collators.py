@@ -1,0 +1,194 @@
+"""Rows of questions, or of statements about several pictures, to the batches of ViLT's heads.
+
+Kim et al. 2021, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", section
+4.3 (https://arxiv.org/abs/2102.03334).
+
+Shapes: B rows, L tokens, I pictures of a row, Y x X pixels of the largest picture, A answers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..models.vilt.processing_vilt import MMViltProcessor
+from .answer_labels import answer_scores
+from .row_columns import need_columns, read_image, read_text
+
+__all__ = ["ViltPairsOfImagesCollator", "ViltQuestionCollator"]
+
+
+class ViltQuestionCollator:
+    """Makes a batch of questions about pictures, with labels for `MMViltForQuestionAnswering`.
+
+    Args:
+        processor: Of the model.
+        label2id: Number of each answer, of the model's config.
+        image_column: Pictures, as `load_rgb` reads them.
+        question_column: A text.
+        answer_column: The right answer, the answers of ten people, or a score for each answer: see
+            `answer_scores`.
+        unknown_answers: Take answers that `label2id` lacks for wrong ones; a question that has no other gets
+            zeros throughout. Otherwise they are an error.
+        soft: Labels are a score for each answer, for the binary cross-entropy of VQA. `False` for the number
+            of the one right answer, for the cross-entropy among all.
+        truncation: Cut questions that are too long; otherwise they are an error.
+        augment: Called with each picture as PIL image, returns the one to train on.
+    """
+
+    def __init__(
+        self,
+        processor: MMViltProcessor,
+        label2id: Mapping[str, int],
+        image_column: str = "image",
+        question_column: str = "question",
+        answer_column: str = "answer",
+        unknown_answers: bool = False,
+        soft: bool = True,
+        truncation: bool = False,
+        augment: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> None:
+        if unknown_answers and not soft:
+            raise ValueError(
+                "`unknown_answers=True` needs `soft=True`: a number names an answer of the list."
+            )
+        self.processor = processor
+        self.label2id = dict(label2id)
+        self.image_column = image_column
+        self.question_column = question_column
+        self.answer_column = answer_column
+        self.unknown_answers = unknown_answers
+        self.soft = soft
+        self.truncation = truncation
+        self.augment = augment
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        """Inputs of the model.
+
+        Returns:
+            `input_ids`, `attention_mask` and `token_type_ids` (B, L), `pixel_values` (B, 3, Y, X),
+            `pixel_mask` (B, Y, X) and `labels`: (B, A) float32, the score of each answer, or without `soft`
+            (B,) int64.
+
+        Raises:
+            ValueError: A row lacks a column, its answer is not in `label2id`, its question is too long, or
+                its picture cannot be used.
+            FileNotFoundError: An image file is missing.
+        """
+        columns = {"image_column": self.image_column, "question_column": self.question_column}
+        need_columns(rows, **columns, answer_column=self.answer_column)
+        labels = torch.stack([self._scores(row[self.answer_column], n) for n, row in enumerate(rows)])
+        if not self.soft:
+            labels = self._numbers(labels)
+        inputs = self.processor(
+            images=[
+                read_image(
+                    row[self.image_column], f"Row {number} of the batch, {self.image_column!r}", self.augment
+                )
+                for number, row in enumerate(rows)
+            ],
+            text=[read_text(row, self.question_column, number) for number, row in enumerate(rows)],
+            truncation=self.truncation,
+        )
+        return {**inputs, "labels": labels}
+
+    def _scores(self, answer: object, number: int) -> Tensor:
+        """(A,) score of each answer to the question of a row."""
+        scores = torch.zeros(len(self.label2id))
+        for text, score in answer_scores(answer).items():
+            if text in self.label2id:
+                scores[self.label2id[text]] = score
+            elif not self.unknown_answers:
+                raise ValueError(
+                    f"Row {number} of the batch has the answer {text!r}, which is not among the "
+                    f"{len(scores)} of `label2id`; leave the row out, make the list of all answers, or pass "
+                    "`unknown_answers=True` to count it as wrong."
+                )
+        return scores
+
+    def _numbers(self, scores: Tensor) -> Tensor:
+        """(B, A) scores to the (B,) numbers of the right answers."""
+        right = scores == 1
+        several = (right.sum(dim=1) != 1).nonzero()
+        if len(several):
+            raise ValueError(
+                f"Row {int(several[0])} of the batch has not one right answer; use `soft=True` for answers "
+                "of several people."
+            )
+        return right.int().argmax(dim=1)
+
+
+class ViltPairsOfImagesCollator:
+    """Makes a batch of statements about pairs of pictures, for `MMViltForImagesAndTextClassification`.
+
+    Suhr et al. 2019, "A Corpus for Reasoning About Natural Language Grounded in Photographs" (NLVR2,
+    https://arxiv.org/abs/1811.00491).
+
+    Args:
+        processor: Of the model.
+        num_images: I, pictures of a row, of the model's config.
+        images_column: A list of I pictures, as `load_rgb` reads them.
+        statement_column: A text.
+        label_column: Whether it is true, or the number of a class.
+        truncation: Cut statements that are too long; otherwise they are an error.
+        augment: Called with each picture as PIL image, returns the one to train on.
+    """
+
+    def __init__(
+        self,
+        processor: MMViltProcessor,
+        num_images: int = 2,
+        images_column: str = "images",
+        statement_column: str = "statement",
+        label_column: str = "label",
+        truncation: bool = False,
+        augment: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> None:
+        self.processor = processor
+        self.num_images = num_images
+        self.images_column = images_column
+        self.statement_column = statement_column
+        self.label_column = label_column
+        self.truncation = truncation
+        self.augment = augment
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        """Inputs of the model.
+
+        Returns:
+            `input_ids`, `attention_mask` and `token_type_ids` (B, L), `pixel_values` (B, I, 3, Y, X),
+            `pixel_mask` (B, I, Y, X) and `labels` (B,) int64.
+
+        Raises:
+            ValueError: A row lacks a column or a picture, its label is no class, its statement is too long,
+                or a picture cannot be used.
+            FileNotFoundError: An image file is missing.
+        """
+        columns = {"images_column": self.images_column, "statement_column": self.statement_column}
+        need_columns(rows, **columns, label_column=self.label_column)
+        inputs = self.processor(
+            images=[self._images(row[self.images_column], number) for number, row in enumerate(rows)],
+            text=[read_text(row, self.statement_column, number) for number, row in enumerate(rows)],
+            truncation=self.truncation,
+        )
+        return {**inputs, "labels": torch.tensor([self._label(row, n) for n, row in enumerate(rows)])}
+
+    def _images(self, images: object, number: int) -> list:
+        found = list(images) if isinstance(images, list | tuple) else [images]
+        if len(found) != self.num_images:
+            raise ValueError(
+                f"Row {number} of the batch has {len(found)} pictures in {self.images_column!r}, the model "
+                f"compares `num_images`={self.num_images}; give a list of so many in each row."
+            )
+        name = f"Row {number} of the batch, {self.images_column!r}"
+        return [read_image(image, f"{name}, picture {i}", self.augment) for i, image in enumerate(found)]
+
+    def _label(self, row: dict, number: int) -> int:
+        label = row[self.label_column]
+        if not isinstance(label, int) or label < 0:
+            raise ValueError(
+                f"Row {number} of the batch has {label!r:.80} in {self.label_column!r}; give `True` or "
+                "`False`, or the number of a class."
+            )
+        return int(label)
