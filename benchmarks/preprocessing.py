@@ -24,15 +24,21 @@ import PIL
 import torch
 import transformers
 from PIL import Image
-from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    ViltImageProcessorPil,
+    ViTImageProcessorPil,
+)
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
 from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
 
-from hf_mm import MMCLIPImageProcessor, MMVLMImageProcessor
+from hf_mm import MMCLIPImageProcessor, MMViltImageProcessor, MMVLMImageProcessor
 from hf_mm.imaging.jpeg import jpeg_decoder
 
 HALF = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
 CLIP = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+COCO_SIZES = [(480, 640), (427, 640), (640, 480), (425, 640), (640, 427), (480, 640), (500, 375), (333, 500)]
 BYTES = {"keep_uint8": True, "do_rescale": False, "do_normalize": False}
 
 
@@ -131,7 +137,9 @@ def workloads() -> dict[str, dict[str, Callable[[], torch.Tensor]]]:
     """Row: {rival: a call that makes the pixel values}; the first rival is the peer."""
     files, small, large = jpegs(photos(8, 480, 640)), photos(32, 64, 64), photos(1, 768, 1024)
     photographs = jpegs(photos(8, 768, 1024))
+    mixed = jpegs([photos(1, *size)[0] for size in COCO_SIZES])
     clip, our_clip = CLIPImageProcessorPil(), {e: MMCLIPImageProcessor(exact=e) for e in (True, False)}
+    vilt, our_vilt = ViltImageProcessorPil(), {e: MMViltImageProcessor(exact=e) for e in (True, False)}
     llava = LlavaImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     vit = ViTImageProcessorPil(size={"height": 64, "width": 64})
     ours = {
@@ -155,6 +163,11 @@ def workloads() -> dict[str, dict[str, Callable[[], torch.Tensor]]]:
             "CLIPImageProcessorPil": lambda: run(clip, open_all(photographs)),
             "hf_mm exact": lambda: run(our_clip[True], photographs),
             "hf_mm": lambda: run(our_clip[False], photographs),
+        },
+        "8 JPEG files of mixed sizes to ViLT's 384 px, padded": {
+            "ViltImageProcessorPil": lambda: run(vilt, open_all(mixed)),
+            "hf_mm exact": lambda: run(our_vilt[True], mixed),
+            "hf_mm": lambda: run(our_vilt[False], mixed),
         },
         "8 JPEG files of 640x480 to 224 px": {
             "CLIPImageProcessorPil": lambda: run(clip, open_all(files)),
@@ -186,8 +199,8 @@ def workloads() -> dict[str, dict[str, Callable[[], torch.Tensor]]]:
     }
 
 
-IMAGES = (8, 8, 8, 32, 1, 1)
-STD = (0.26130258, 0.26130258, 0.26130258, 0.5, 0.26130258, 0.5)  # smallest of the row's processors
+IMAGES = (8, 8, 8, 8, 32, 1, 1)
+STD = (0.26130258, 0.5, 0.26130258, 0.26130258, 0.5, 0.26130258, 0.5)  # smallest of the row's processors
 
 
 def as_views(pixels: torch.Tensor, colours: dict) -> torch.Tensor:
