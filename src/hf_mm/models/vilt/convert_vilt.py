@@ -41,6 +41,7 @@ VILT_FIELDS = {
 }
 VILT_SHARES = ("hidden_dropout", "attention_dropout", "layer_norm_eps", "initializer_range")
 VILT_SIDES = ("image_size", "patch_size")
+TOKEN_TABLE = "vilt.embeddings.text.tokens.weight"
 WORD_TABLE = "mlm_head.decoder.weight"  # absent where it is the table of tokens
 OLD_BIAS, NEW_BIAS = "mlm_score.bias", "mlm_score.decoder.bias"
 
@@ -94,7 +95,7 @@ class ViltCheckpoint(ForeignCheckpoint):
         fields |= {name: float(fields[name]) for name in VILT_SHARES if name in fields}  # `0` in older files
         fields |= {name: _side(name, fields[name]) for name in VILT_SIDES if name in fields}
         fields["text_layer_norm_eps"] = fields.get("layer_norm_eps", 1e-12)
-        fields["tie_word_embeddings"] = WORD_TABLE not in weights
+        fields["tie_word_embeddings"] = not {TOKEN_TABLE, WORD_TABLE} <= set(weights)
         sampled, images = theirs.get("max_image_length", -1), theirs.get("num_images", -1)
         fields["max_patches"] = sampled if sampled and sampled > 0 else None
         return fields | ({"num_images": images} if images > 0 else {})
@@ -112,6 +113,11 @@ class ViltCheckpoint(ForeignCheckpoint):
         if NEW_BIAS in theirs:
             theirs = {name: weight for name, weight in theirs.items() if name != OLD_BIAS}
         return super().weights_from(theirs)
+
+    def weights_to(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `ForeignCheckpoint`. A table that is shared is written as that of the tokens."""
+        shared = WORD_TABLE in ours and ours[WORD_TABLE].data_ptr() == ours[TOKEN_TABLE].data_ptr()
+        return super().weights_to({n: weight for n, weight in ours.items() if not shared or n != WORD_TABLE})
 
 
 def _side(field: str, value: int | list[int]) -> int:
