@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from evaluation.pairs_tiny import own_processor, own_vilt
 from hub.sharing_tiny import tiny_vlm
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -82,6 +83,13 @@ def test_clip_gives_the_words_too_when_asked(model, ours, picture, tmp_path, cap
         *FOUR,
         "word_relevance",
     ]
+
+
+def test_vilt_gives_the_words_when_asked_and_no_attention_without(picture, tmp_path, capsys):
+    folder = save(own_vilt(), own_processor(), tmp_path / "model")
+    assert looks(capsys, tmp_path / "out", folder, picture) == ["filters", "positions"]
+    names = looks(capsys, tmp_path / "words", folder, picture, "--text", "a red circle")
+    assert names == ["filters", "positions", "word_attention", "word_transport"]
 
 
 def test_an_adapter_is_shown_with_its_model(picture, tmp_path, capsys):

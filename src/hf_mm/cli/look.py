@@ -24,17 +24,18 @@ def main(argv: Sequence[str]) -> int:
     """Write the pictures and print their names; returns the exit status.
 
     Raises:
-        ValueError: The model has no vision transformer, or `--text` no text tower to read it.
+        ValueError: The model has no vision transformer, or nothing of it reads `--text`.
     """
     parser = argparse.ArgumentParser(prog="hf-mm look", description=__doc__)
     parser.add_argument(
         "model",
-        help="folder or Hub id of a vision transformer, CLIP or vision-language model, or an adapter folder",
+        help="folder or Hub id of a vision transformer, CLIP, ViLT, vision-language model, or of an adapter",
     )
     parser.add_argument("images", nargs="+", metavar="image", help="path or address of an image")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
     parser.add_argument(
-        "--text", help="of a CLIP model: which of these words match the first image, and where"
+        "--text",
+        help="of CLIP or ViLT: where in the first image its words are, and of CLIP which of them match",
     )
     args = parser.parse_args(argv)
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         )
     figures = dict(_figures(model, processor, torch.cat(views)))
     if args.text is not None:
-        figures["word_relevance"] = _word_figure(args.model, model, pictures[0], args.text)
+        figures |= _word_figures(args.model, model, pictures[0], args.text)
     with atomic_folder(args.out) as temporary:
         for name, figure in figures.items():
             figure.savefig(temporary / f"{name}.png", dpi=DPI)
@@ -92,7 +93,7 @@ def _base(name: str) -> str:
 
 
 def _figures(model: Any, processor: Any, pixel_values: "Tensor") -> Iterator[tuple[str, "Figure"]]:
-    """The four pictures, or three where positions have no table, by the names of their files."""
+    """By the names of their files: filters, positions if there is a table, attention of images alone."""
     from ..visualization import attention, attention_distance, filters, positions
     from ..visualization.figures import seen_images
     from ..visualization.vision_parts import record_attention, vision_parts
@@ -105,6 +106,8 @@ def _figures(model: Any, processor: Any, pixel_values: "Tensor") -> Iterator[tup
         yield "filters", filters.filter_figure(filters.stem_filters(model), title)
     if parts.positions is not None:
         yield "positions", positions.position_figure(positions.position_similarity(model))
+    if not parts.images_alone:
+        return
     maps = {
         "Rollout": attention.input_attention(model, pixel_values, "rollout"),
         "Last block": attention.input_attention(model, pixel_values, "last"),
@@ -117,13 +120,21 @@ def _figures(model: Any, processor: Any, pixel_values: "Tensor") -> Iterator[tup
     yield "attention_distance", attention_distance.distance_figure(distances, uniform)
 
 
-def _word_figure(name: str, model: Any, picture: Any, text: str) -> "Figure":
+def _word_figures(name: str, model: Any, picture: Any, text: str) -> "dict[str, Figure]":
     from transformers import AutoProcessor
 
     from ..visualization.figures import seen_images
+    from ..visualization.word_maps import word_attention, word_map_figure, word_transport
     from ..visualization.words import word_figure, word_relevance
 
     processor = AutoProcessor.from_pretrained(name)
-    relevance = word_relevance(model, processor, picture, text)
-    seen = seen_images(processor(images=picture, return_tensors="pt")["pixel_values"], processor)
-    return word_figure(seen[0], relevance)
+    images = getattr(processor, "image_processor", processor)
+    seen = seen_images(images(picture, return_tensors="pt")["pixel_values"], images)[0]
+    if model.config.model_type != "mm_vilt":
+        return {"word_relevance": word_figure(seen, word_relevance(model, processor, picture, text))}
+    attention = word_attention(model, processor, picture, text)
+    transport = word_transport(model, processor, picture, text)
+    return {
+        "word_attention": word_map_figure(seen, attention, "Patches that a word attends to"),
+        "word_transport": word_map_figure(seen, transport, "Patches that a word is moved to"),
+    }

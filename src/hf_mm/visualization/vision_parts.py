@@ -41,6 +41,7 @@ class Layout:
 
 # model type of the tower: where its parts are
 LAYOUTS = {
+    "mm_vilt": Layout("embeddings.patches.projection", "embeddings.positions"),
     "mm_vit": Layout("embeddings.patches.projection", "embeddings.positions"),
     "vit": Layout("embeddings.patch_embeddings.projection", "embeddings.position_embeddings"),
     "deit": Layout("embeddings.patch_embeddings.projection", "embeddings.position_embeddings"),
@@ -70,7 +71,7 @@ class VisionParts:
     """The vision tower of a model and what is in it.
 
     Attributes:
-        encoder: The tower itself; takes `pixel_values`.
+        encoder: The tower itself; takes `pixel_values`, of ViLT together with a text.
         patch_filters: (D, C, P_y, P_x), the rows of the patch projection W_e; behind a stem, C is its width.
         stem_filters: (S, C, Y, X) of the first convolution of a stem, `None` without one.
         positions: (G, F, D), the position table without [CLS] and its like; `None` without a table.
@@ -82,6 +83,11 @@ class VisionParts:
     stem_filters: Tensor | None
     positions: Tensor | None
     query: Query
+
+    @property
+    def images_alone(self) -> bool:
+        """Whether the encoder takes images without a text."""
+        return self.encoder.main_input_name == "pixel_values"
 
 
 @dataclass(frozen=True)
@@ -201,9 +207,14 @@ def record_attention(
         interpolate_pos_encoding: Accept images of another size than the position table's.
 
     Raises:
-        ValueError: A side is no whole number of patches, or `query` asks for a [CLS] token that is not there.
+        ValueError: A side is no whole number of patches, `query` asks for a [CLS] token that is not there, or
+            the model reads images only together with a text.
     """
     parts = vision_parts(model)
+    if not parts.images_alone:
+        raise ValueError(
+            f"{type(model).__name__} reads an image only together with a text; see `word_attention`."
+        )
     weight = parts.patch_filters
     with torch.no_grad(), attention_weights_kept(parts.encoder):
         output = parts.encoder(
