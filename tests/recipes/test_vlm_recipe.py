@@ -145,6 +145,25 @@ def test_words_come_first_own_texts_beside_and_questions_before_training(data, p
     assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template == CHATML
 
 
+def test_a_stopped_run_with_adapters_stands_again_on_what_was_aligned(data, parts, tmp_path):
+    """Adapters alone would go on above an image tower that has not learnt any word."""
+    flags = {"preset": "llava", "word_steps": 2, "align_towers": "vision,connector", "lora_rank": 2}
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    train(tmp_path / "whole", data | parts | flags, **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-2")
+    train(tmp_path / "again", data | parts | flags, resume_from_checkpoint="last", **settings)
+    for file in ("base/model.safetensors", "adapter_model.safetensors"):
+        weights, right = (load_file(tmp_path / run / file) for run in ("again", "whole"))
+        assert_close(weights, right, rtol=0, atol=0)
+    untouched = CLIPVisionModel.from_pretrained(parts["vision_model"]).state_dict()
+    aligned = load_file(tmp_path / "whole" / "base" / "model.safetensors")
+    name = "embeddings.patch_embedding.weight"
+    (tower,) = (weight for key, weight in aligned.items() if key.endswith(name))
+    (before,) = (weight for key, weight in untouched.items() if key.endswith(name))
+    assert not tower.equal(before)
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [

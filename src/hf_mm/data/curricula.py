@@ -132,7 +132,8 @@ def _emoji(folder: str | Path, size_px: int) -> Curriculum:
     some = rng.sample(shapes, SHAPE_IMAGES)
     for row in some:
         asked = row["conversations"]
-        row["conversations"] = rng.sample(asked, min(4, len(asked)))
+        row["conversations"] = rng.sample(asked, min(3, len(asked)))
+    _say_too(some, [_described(row) for row in captions])
     said = [
         {"images": [row["image"]], "conversations": [turns_of("", caption)]}
         for row in stored_images(train)
@@ -142,6 +143,14 @@ def _emoji(folder: str | Path, size_px: int) -> Curriculum:
     questions = [question for row in stored_images(test) for question in _about_test(row)]
     about_shapes = random.Random(1).sample(_asked(easy_vqa("test")), SHAPE_QUESTIONS)
     return Curriculum(align, emoji + some, questions + about_shapes, views=True)
+
+
+def _described(row: dict) -> dict:
+    """A caption as the answer to the question that asks for one."""
+    chats = [
+        turns_of(EMOJI_QUESTIONS["caption"], _text(chat[-1]["content"])) for chat in row["conversations"]
+    ]
+    return {**row, "conversations": chats}
 
 
 def _say_too(rows: list[dict], more: list[dict]) -> None:

@@ -160,16 +160,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": "openmoji",
         "chat_template": "chatml",
         "ask_before": True,
-        "rehearsal_texts": 400,
+        "rehearsal_texts": 240,
         "word_steps": 1500,
-        "align_steps": 100,
         "align_towers": "vision,connector",
         "lora_rank": 32,
         "lora_towers": "language,vision",
         "per_device_train_batch_size": 16,
-        "max_steps": 450,
+        "max_steps": 300,
         "learning_rate": 1e-3,
-        "tower_rates": "connector=5e-4",
+        "tower_rates": "connector=2e-4",
         "weight_decay": 0.0,
         "warmup_steps": 0.03,
     },
@@ -191,6 +190,7 @@ WORDS = {
     "learning_rate": 2e-3,
     "eval_strategy": "no",
     "save_strategy": "no",
+    "train_sampling_strategy": "random",
 }
 WORDS_VISION_RATE = 2e-4  # a tower that has learnt to see keeps what it sees of new images
 # What the first stage does differently.
@@ -252,7 +252,7 @@ def build(recipe: Recipe, rows: Curriculum) -> tuple[MMVLMForConditionalGenerati
 def align(
     recipe: Recipe, args: TrainingArguments, model: Any, processor: MMVLMProcessor, rows: Curriculum
 ) -> float:
-    """The first stage: only the connector, or all of a model that starts from nothing. Returns seconds."""
+    """Before the questions: words, then captions, to the parts that join. Returns seconds."""
     stage = copy.deepcopy(args)
     stage.output_dir = str(Path(args.output_dir) / "align")
     stage.max_steps, stage.eval_strategy = recipe.align_steps, "no"
@@ -265,7 +265,11 @@ def align(
         model.load_state_dict(trained.state_dict())
         return 0.0
     checkpoint = last_checkpoint(stage.output_dir) if resume else None
-    seconds = align_words(recipe, args, model, processor, rows) if recipe.word_steps and not checkpoint else 0
+    seconds = 0.0
+    if recipe.word_steps and not checkpoint:
+        seconds += align_words(recipe, args, model, processor, rows)
+    if not recipe.align_steps:
+        return seconds
     if recipe.checkpoint or recipe.vision_model:
         # What a frozen language model has learnt to read: outside its turns it heeds hardly anything.
         train_only(model, recipe.align_towers.split(","))
@@ -279,10 +283,10 @@ def align(
 
 
 def check_word_steps(recipe: Recipe) -> None:
-    if recipe.word_steps and not (recipe.align_steps and (recipe.checkpoint or recipe.text_model)):
+    if recipe.word_steps and not (recipe.checkpoint or recipe.text_model):
         raise ValueError(
             f"`word_steps`={recipe.word_steps} teach a connector the words of a language model that knows "
-            "some, before the first stage: give `align_steps` too, and `text_model` or `checkpoint`."
+            "some; give `text_model` or `checkpoint`."
         )
 
 
@@ -347,13 +351,16 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     out = Path(args.output_dir)
     resumed = last_checkpoint(out) if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint
     seconds = 0.0
-    if recipe.align_steps and not resumed:
+    base = out / "base"
+    if not resumed:
         seconds += align(recipe, args, model, processor, rows)
+    elif recipe.lora_rank and not recipe.checkpoint:
+        model.load_state_dict(MMVLMForConditionalGeneration.from_pretrained(base).state_dict())
     train_only(model, ALL)
     if recipe.lora_rank:
         if not recipe.checkpoint:  # what the adapters stand on must be somewhere
-            model.save_pretrained(out / "base")
-            model.name_or_path = str(out / "base")
+            model.save_pretrained(base)
+            model.name_or_path = str(base)
         towers = recipe.lora_towers.split(",")
         model = add_lora(model, recipe.lora_rank, towers=towers, targets=recipe.lora_targets)
     held_out = rows.train[:100] if args.eval_strategy != "no" else []
