@@ -41,8 +41,8 @@ class Layout:
 
 # model type of the tower: where its parts are
 LAYOUTS = {
-    "mm_vilt": Layout("embeddings.patches.projection", "embeddings.positions"),
     "mm_vit": Layout("embeddings.patches.projection", "embeddings.positions"),
+    "mm_vilt": Layout("embeddings.patches.projection", "embeddings.positions"),
     "vit": Layout("embeddings.patch_embeddings.projection", "embeddings.position_embeddings"),
     "deit": Layout("embeddings.patch_embeddings.projection", "embeddings.position_embeddings"),
     "dinov2": Layout("embeddings.patch_embeddings.projection", "embeddings.position_embeddings"),
