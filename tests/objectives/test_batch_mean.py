@@ -27,6 +27,11 @@ def test_less_than_one_item_per_process_is_no_reason_to_round():
     assert batch_mean(torch.tensor(6.0), 1, torch.tensor(0.5)) == 12
 
 
+def test_the_type_of_the_divisor_is_not_that_of_the_mean():
+    for divisor in (torch.tensor(4), torch.tensor(4.0, dtype=torch.float64)):
+        assert batch_mean(torch.tensor(6.0), 3, divisor).dtype == torch.float32
+
+
 @pytest.mark.parametrize("nothing", [0, 0.0, torch.tensor(0), torch.tensor(0.0, dtype=torch.float64)])
 def test_no_items_are_an_exact_zero(nothing):
     total = torch.zeros((), requires_grad=True)
@@ -37,7 +42,7 @@ def test_no_items_are_an_exact_zero(nothing):
 
 def test_without_processes_items_are_their_own_mean():
     counts = torch.tensor([3, 0, 7])
-    assert torch.equal(items_per_process(counts), counts.double())
+    assert torch.equal(items_per_process(counts), counts.float())
 
 
 def test_it_is_the_cross_entropy_of_torch_where_labels_are():

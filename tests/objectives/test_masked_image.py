@@ -102,7 +102,8 @@ def test_the_loss_is_the_mean_over_pixels_that_count():
     scored = torch.tensor([[True, False, True]])
     assert masked_pixel_loss(predicted, target, scored).item() == 2.5
     assert masked_pixel_loss(predicted, target, scored, num_items_in_batch=4).item() == 1.25
-    assert masked_pixel_loss(predicted, target, torch.zeros_like(scored)).item() == 0.0
+    for items in (None, 0, torch.tensor(0)):
+        assert masked_pixel_loss(predicted, target, torch.zeros_like(scored), False, items).item() == 0.0
 
 
 def test_normalized_targets_have_mean_0_and_deviation_1_and_a_plain_patch_is_0():

@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from .batch_mean import batch_mean
+
 __all__ = [
     "block_patch_masks",
     "masked_pixel_loss",
@@ -63,8 +65,7 @@ def masked_pixel_loss(
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + NORMALIZED_PATCH_EPS).sqrt()
     error = (predicted.float() - target).abs().mean(dim=-1)  # (B, N)
-    count = scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return (error * scored).sum() / count
+    return batch_mean((error * scored).sum(), scored.sum(), num_items_in_batch)
 
 
 def random_patch_masks(
