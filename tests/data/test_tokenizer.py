@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-from hf_mm import train_caption_tokenizer, train_tokenizer, train_word_tokenizer
+from hf_mm import train_bert_tokenizer, train_caption_tokenizer, train_tokenizer, train_word_tokenizer
 from hf_mm.data.chat_templates import CHATML_TEMPLATE, PLAIN_CHAT_TEMPLATE, read_chat_template
 
 
@@ -158,3 +158,14 @@ def test_chat_templates_are_read_by_name_or_from_a_file(tmp_path):
     assert read_chat_template("chatml") == CHATML_TEMPLATE
     with pytest.raises(FileNotFoundError, match=r"`chat_template`='mine' is neither 'chatml' nor a file"):
         read_chat_template("mine")
+
+
+def test_bert_pieces_are_lower_case_and_stand_between_their_special_tokens():
+    tokenizer = train_bert_tokenizer(["Is there a red circle?", "a blue circle"], 200, max_length=9)
+    ids = tokenizer("A RED circle")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "red", "circle", "[SEP]"]
+    special = [tokenizer.pad_token_id, tokenizer.unk_token_id, *ids[:1], *ids[-1:], tokenizer.mask_token_id]
+    assert special == [0, 1, 2, 3, 4]
+    assert tokenizer.model_max_length == 9
+    with pytest.raises(ValueError, match="`texts` has no word to learn"):
+        train_bert_tokenizer([])

@@ -2,18 +2,30 @@
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import (
+    BertWordPieceTokenizer,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from .chat_templates import COMPACT_CHAT_TEMPLATE
 
 __all__ = [
+    "train_bert_tokenizer",
     "train_caption_tokenizer",
     "train_tokenizer",
     "train_word_tokenizer",
     "word_tokenizer",
 ]
 
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CAPTION_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<pad>")
 WORD_TOKENS = ("<pad>", "<unk>")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -129,6 +141,30 @@ def train_caption_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_bert_tokenizer(texts: Iterable[str], vocab_size: int = 1024, max_length: int = 40) -> BertTokenizer:
+    """WordPiece over lower-cased `texts`, the kind of tokenizer that BERT and ViLT have.
+
+    "A red dog" becomes "[CLS] a red dog [SEP]". The ids of [PAD], [UNK], [CLS], [SEP] and [MASK] are 0 to 4;
+    give them to the config.
+
+    Args:
+        texts: What to learn pieces of words from.
+        vocab_size: Most pieces, the special ones included; fewer when `texts` run out of pairs.
+        max_length: Most tokens of a text, [CLS] and [SEP] included: the positions of the model.
+
+    Raises:
+        ValueError: `texts` has no word.
+    """
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(
+        texts, vocab_size, min_frequency=1, special_tokens=list(BERT_TOKENS), show_progress=False
+    )
+    vocab = trained.get_vocab()
+    if len(vocab) <= len(BERT_TOKENS):
+        raise ValueError("`texts` has no word to learn; give texts as the model will read them.")
+    return BertTokenizer(vocab=vocab, do_lower_case=True, model_max_length=max_length)
 
 
 def train_word_tokenizer(texts: Iterable[str], vocab_size: int = 10_000) -> PreTrainedTokenizerFast:

@@ -40,6 +40,7 @@ from hf_mm import (
     MMVLMProcessor,
     RandomViews,
     VLMCollator,
+    WordAlignment,
     add_lora,
     build_optimizer,
     curriculum,
@@ -52,6 +53,7 @@ from hf_mm import (
     read_rates,
     read_stages,
     read_warmups,
+    rehearsal_rows,
     train_only,
     train_tokenizer,
     user_message,
@@ -66,8 +68,6 @@ from hf_mm.evaluation.pointing import pointing_results
 from hf_mm.evaluation.report import markdown_table
 from hf_mm.evaluation.vqa_report import write_vqa_report
 from hf_mm.models.vlm.small_vlm import small_vlm
-from hf_mm.training.rehearsal import rehearsal_rows
-from hf_mm.training.word_alignment import WordAlignment
 
 __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 
