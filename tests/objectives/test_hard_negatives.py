@@ -21,6 +21,14 @@ def test_a_pair_is_never_its_own_negative_however_alike():
         assert found.max() < 6
 
 
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
+def test_not_even_the_least_and_the_largest_draw_is_a_true_partner(monkeypatch, draw):
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, draw))
+    groups = torch.tensor([0, 0, 1, 1, 0, 1, 0, 1])
+    found = hard_negatives(torch.randn(8, 8, generator=seeded()), groups)
+    assert not (groups[found] == groups).any()
+
+
 def test_pairs_of_one_group_are_not_each_others_negatives():
     groups = torch.tensor([7, 3, 7, 3, 5])
     for seed in range(50):
