@@ -7,7 +7,7 @@ and patches to guess.
 Shapes: B pairs, L tokens, N patches of the largest grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -18,7 +18,13 @@ from ..models.vilt.processing_vilt import MMViltProcessor
 from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_image
 from .word_masking import mask_whole_words, ordinary_ids, word_numbers
 
-__all__ = ["ViltPretrainingCollator", "patch_counts", "ragged_patch_masks", "random_mismatches"]
+__all__ = [
+    "ViltPretrainingCollator",
+    "patch_counts",
+    "pretraining_items",
+    "ragged_patch_masks",
+    "random_mismatches",
+]
 
 
 class ViltPretrainingCollator:
@@ -200,3 +206,19 @@ def _untrue(texts: list[str], captions: list[list[str]], pictures: list[object])
             for row, text in enumerate(texts)
         ]
     )
+
+
+def pretraining_items(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How many items each task of a batch of `ViltPretrainingCollator` has, for `MultitaskTrainer`.
+
+    Returns:
+        "mlm" hidden tokens, "itm" and "wpa" pairs, "mpp" hidden patches; those of tasks that are there.
+    """
+    items: dict[str, Tensor] = {}
+    if "mlm_labels" in batch:
+        items["mlm"] = (batch["mlm_labels"] != -100).sum()
+    if "itm_labels" in batch:
+        items["itm"] = items["wpa"] = (batch["itm_labels"] != -100).sum()
+    if "bool_masked_patches" in batch:
+        items["mpp"] = batch["bool_masked_patches"].sum()
+    return items
