@@ -9,7 +9,7 @@ from ...hub.remote_code import RemoteCodeMixin
 
 __all__ = ["MMViltConfig"]
 
-TASKS = ("mlm", "itm", "wpa", "mpp")
+TASKS_OF_VILT = ("mlm", "itm", "wpa", "mpp")
 
 
 @strict
@@ -50,11 +50,13 @@ class MMViltConfig(RemoteCodeMixin, PreTrainedConfig):
         mask_token_id: Stands for a hidden token.
         tie_word_embeddings: The heads that predict words use the token table.
         task_weights: What each loss of `MMViltForPreTraining` counts: masked words ("mlm"), matching ("itm"),
-            alignment of words and patches ("wpa"), colours of masked patches ("mpp").
+            alignment of words and patches in the pairs of matching ("wpa"), colours of masked patches
+            ("mpp"). It has heads for the tasks that are named.
         auto_map: Where the Auto classes find every head of the family on the Hub.
     """
 
     model_type = "mm_vilt"
+    keys_to_ignore_at_inference = [f"{task}_loss" for task in TASKS_OF_VILT]  # numbers without rows
 
     vocab_size: int = 30522
     max_position_embeddings: int = 40
@@ -83,9 +85,7 @@ class MMViltConfig(RemoteCodeMixin, PreTrainedConfig):
     eos_token_id: int | None = 102
     mask_token_id: int | None = 103
     tie_word_embeddings: bool = True
-    task_weights: dict[str, float] = field(
-        default_factory=lambda: {"mlm": 1.0, "itm": 1.0, "wpa": 0.1, "mpp": 1.0}
-    )
+    task_weights: dict[str, float] = field(default_factory=lambda: {"mlm": 1.0, "itm": 1.0, "wpa": 0.1})
     auto_map: dict[str, str] | None = field(
         default_factory=lambda: {"AutoModel": "modeling_vilt.MMViltModel"}
     )
@@ -128,6 +128,11 @@ class MMViltConfig(RemoteCodeMixin, PreTrainedConfig):
                 )
 
     def validate_tasks(self) -> None:
-        unknown = sorted(set(self.task_weights) - set(TASKS))
+        unknown = sorted(set(self.task_weights) - set(TASKS_OF_VILT))
         if unknown:
-            raise ValueError(f"`task_weights` names {unknown}; the tasks are {list(TASKS)}.")
+            raise ValueError(f"`task_weights` names {unknown}; the tasks are {list(TASKS_OF_VILT)}.")
+        if "wpa" in self.task_weights and "itm" not in self.task_weights:
+            raise ValueError(
+                f'`task_weights`={self.task_weights} has "wpa" without "itm", whose pairs it needs; '
+                "name both."
+            )

@@ -84,7 +84,10 @@ class ViltCheckpoint(ForeignCheckpoint):
         (WORD_TABLE, "mlm_score.decoder.weight"),
         ("mlm_head.decoder.bias", NEW_BIAS, OLD_BIAS),
         ("rank_output.*", "rank_output.*"),
-        ("classifier.*", "classifier.*"),
+        # One name for three of ours, told apart by shapes.
+        ("answer_classifier.*", "classifier.*"),
+        ("images_classifier.*", "classifier.*"),
+        ("token_classifier.*", "classifier.*"),
     )
     unused = ("*text_embeddings.position_ids", "*text_embeddings.token_type_ids")
     may_lack = (r"(vilt\.)?pooler\.dense\..*",)  # of masked words: their model has one and does not use it
@@ -112,12 +115,22 @@ class ViltCheckpoint(ForeignCheckpoint):
         """See `ForeignCheckpoint`. Some files of transformers 4 hold the bias of the words twice."""
         if NEW_BIAS in theirs:
             theirs = {name: weight for name, weight in theirs.items() if name != OLD_BIAS}
-        return super().weights_from(theirs)
+        kind = f"{_kind_of_classifier(theirs)}_classifier."
+        weights = super().weights_from(theirs)
+        return {name.replace("answer_classifier.", kind): weight for name, weight in weights.items()}
 
     def weights_to(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `ForeignCheckpoint`. A table that is shared is written as that of the tokens."""
         shared = WORD_TABLE in ours and ours[WORD_TABLE].data_ptr() == ours[TOKEN_TABLE].data_ptr()
         return super().weights_to({n: weight for n, weight in ours.items() if not shared or n != WORD_TABLE})
+
+
+def _kind_of_classifier(theirs: Mapping[str, Tensor]) -> str:
+    """Which of our heads the `classifier` of a file is; that of answers where there is none."""
+    if "classifier.weight" in theirs:
+        return "token"
+    rows, columns = theirs["classifier.0.weight"].shape if "classifier.0.weight" in theirs else (2, 1)
+    return "images" if rows == columns else "answer"  # twice as wide as what it gets, for answers
 
 
 def _side(field: str, value: int | list[int]) -> int:

@@ -20,8 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from ...objectives.batch_mean import batch_mean, labelled_cross_entropy
 from ...objectives.classification import check_class_labels, classification_loss
 from .configuration_vilt import MMViltConfig
-from .modeling_vilt import MMViltModel, MMViltPreTrainedModel
-from .text_heads_vilt import MASK_TOKEN
+from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
 
 __all__ = [
     "MMViltForImageAndTextRetrieval",
@@ -48,17 +47,14 @@ class ViltClassifier(nn.Sequential):
 class MMViltForQuestionAnswering(MMViltPreTrainedModel):
     """Answers a question about an image with one of a list of answers, `config.id2label`."""
 
-    towers = {"vision": ("vilt.",), "classifier": ("classifier.",)}
-    _keys_to_ignore_on_load_unexpected = [
-        MASK_TOKEN,
-        r"^(mlm_head|itm_head|mpp_head|rank_output|decoder)\.",
-    ]
+    towers = {"encoder": ("vilt.",), "head": ("answer_classifier.",)}
+    _keys_to_ignore_on_load_unexpected = weights_but("answer_classifier", "pooler")
 
     def __init__(self, config: MMViltConfig) -> None:
         super().__init__(config)
         self.vilt = MMViltModel(config)
         width = config.hidden_size
-        self.classifier = ViltClassifier(width, 2 * width, config.num_labels)  # ty: ignore[invalid-argument-type]
+        self.answer_classifier = ViltClassifier(width, 2 * width, config.num_labels)  # ty: ignore[invalid-argument-type]
         self.post_init()
 
     @can_return_tuple
@@ -98,7 +94,7 @@ class MMViltForQuestionAnswering(MMViltPreTrainedModel):
         encoded = self.vilt(
             input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, inputs_embeds, **kwargs
         )
-        logits = self.classifier(encoded.pooler_output)
+        logits = self.answer_classifier(encoded.pooler_output)
         return SequenceClassifierOutput(
             loss=None if labels is None else _answer_loss(logits, labels, count),
             logits=logits,
@@ -110,10 +106,8 @@ class MMViltForQuestionAnswering(MMViltPreTrainedModel):
 class MMViltForImageAndTextRetrieval(MMViltPreTrainedModel):
     """Scores how well text and image go together, to rank texts for an image or images for a text."""
 
-    _keys_to_ignore_on_load_unexpected = [
-        MASK_TOKEN,
-        r"^(mlm_head|itm_head|mpp_head|classifier|decoder)\.",
-    ]
+    towers = {"encoder": ("vilt.",), "head": ("rank_output.",)}
+    _keys_to_ignore_on_load_unexpected = weights_but("rank_output", "pooler")
 
     def __init__(self, config: MMViltConfig) -> None:
         super().__init__(config)
@@ -173,16 +167,14 @@ class MMViltForImagesAndTextClassification(MMViltPreTrainedModel):
     Every image meets the text in a pass of its own; the classifier reads the vectors of all.
     """
 
-    _keys_to_ignore_on_load_unexpected = [
-        MASK_TOKEN,
-        r"^(mlm_head|itm_head|mpp_head|rank_output|decoder)\.",
-    ]
+    towers = {"encoder": ("vilt.",), "head": ("images_classifier.",)}
+    _keys_to_ignore_on_load_unexpected = weights_but("images_classifier", "pooler")
 
     def __init__(self, config: MMViltConfig) -> None:
         super().__init__(config)
         self.vilt = MMViltModel(config)
         width = config.hidden_size * config.num_images
-        self.classifier = ViltClassifier(width, width, config.num_labels)  # ty: ignore[invalid-argument-type]
+        self.images_classifier = ViltClassifier(width, width, config.num_labels)  # ty: ignore[invalid-argument-type]
         self.post_init()
 
     @can_return_tuple
@@ -236,7 +228,7 @@ class MMViltForImagesAndTextClassification(MMViltPreTrainedModel):
             **kwargs,
         )
         vectors = encoded.pooler_output.unflatten(0, (-1, images)).flatten(1)  # (B * I, D) -> (B, I * D)
-        logits = self.classifier(vectors)
+        logits = self.images_classifier(vectors)
         if labels is not None:
             check_class_labels(labels, len(logits))
         return SequenceClassifierOutput(

@@ -9,7 +9,7 @@ from torch import Tensor
 from .configuration_vilt import MMViltConfig
 from .layout_vilt import PatchGrids
 
-__all__ = ["check_images", "check_texts", "patch_grids"]
+__all__ = ["check_images", "check_texts", "mask_grids", "patch_grids"]
 
 
 def check_texts(
@@ -99,9 +99,12 @@ def patch_grids(patch_embeds: Tensor, pixel_mask: Tensor | None, patch_size: int
 
     A patch is part of its image when its upper left pixel is.
     """
+    if pixel_mask is not None:
+        return PatchGrids.of_mask(pixel_mask[:, ::patch_size, ::patch_size].bool())
     images, rows, columns = patch_embeds.shape[:3]
-    if pixel_mask is None:
-        inside = torch.ones(images, rows, columns, dtype=torch.bool, device=patch_embeds.device)
-    else:
-        inside = pixel_mask[:, ::patch_size, ::patch_size].bool()  # (I, G, F)
-    return PatchGrids.of_mask(inside)
+    return PatchGrids.of_mask(patch_embeds.new_ones(images, rows, columns, dtype=torch.bool))
+
+
+def mask_grids(pixel_values: Tensor, pixel_mask: Tensor | None, patch_size: int) -> PatchGrids:
+    """The same of (I, C, Y, X) pixels."""
+    return patch_grids(pixel_values[:, 0, ::patch_size, ::patch_size].unsqueeze(3), pixel_mask, patch_size)

@@ -33,7 +33,26 @@ from .inputs_vilt import check_images, check_texts, patch_grids
 from .layout_vilt import ViltLayout, lay_out, lay_out_padded
 from .masks_vilt import row_mask
 
-__all__ = ["MMViltModel", "MMViltPreTrainedModel"]
+__all__ = ["MMViltModel", "MMViltPreTrainedModel", "weights_but"]
+
+# What a checkpoint of the family may hold beside the encoder.
+PARTS = (
+    "mlm_head",
+    "itm_head",
+    "mpp_head",
+    "rank_output",
+    "answer_classifier",
+    "images_classifier",
+    "token_classifier",
+    "pixel_decoder",
+    "pooler",
+    "mask_token",
+)
+
+
+def weights_but(*own: str) -> list[str]:
+    """Patterns of all `PARTS` but one's own: loading leaves out in silence what another head has."""
+    return [rf"(^|\.){part}(\.|$)" for part in PARTS if part not in own]
 
 
 class ViltPooler(nn.Module):
@@ -100,11 +119,7 @@ class MMViltModel(MMViltPreTrainedModel):
         use_mask_token: Have the token that stands for the patches hidden by `bool_masked_patches`.
     """
 
-    # of heads; of a whole pre-training checkpoint also what hides patches
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(mlm_head|itm_head|mpp_head|rank_output|classifier|decoder)\.",
-        r"(^|\.)mask_token$",
-    ]
+    _keys_to_ignore_on_load_unexpected = weights_but("pooler")
 
     def __init__(
         self, config: MMViltConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
@@ -180,6 +195,23 @@ class MMViltModel(MMViltPreTrainedModel):
         check_images(self.config, len(words), pixel_values, pixel_mask, patch_embeds, image_index)
         if pixel_values is not None:
             patch_embeds = self.embed_patches(pixel_values)
+        modalities = self._modalities(image_token_type_idx, words)
+        image = (patch_embeds, pixel_mask, image_index, modalities, bool_masked_patches)
+        tokens, layout = self._embed(words, attention_mask, token_type_ids, *image)
+        return self._encode(tokens, layout, prefix_mask, **kwargs)
+
+    def _embed(
+        self,
+        words: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        patch_embeds: Tensor | None,
+        pixel_mask: Tensor | None,
+        image_index: Tensor | None,
+        modalities: Tensor,
+        hidden: Tensor | None,
+    ) -> tuple[Tensor, ViltLayout]:
+        """(T, D) tokens and where they stand."""
         assert patch_embeds is not None
         grids = patch_grids(patch_embeds, pixel_mask, self.config.patch_size)
         grids = grids if image_index is None else grids.of_rows(image_index)
@@ -188,20 +220,14 @@ class MMViltModel(MMViltPreTrainedModel):
         if torch.compiler.is_compiling():
             layout = lay_out_padded(attention_mask, grids)
         else:
-            sampled = self.training and bool_masked_patches is None
+            sampled = self.training and hidden is None
             layout = lay_out(attention_mask, grids, self.config.max_patches if sampled else None)
-        self._check_hidden(bool_masked_patches, layout, words)
+        self._check_hidden(hidden, layout, words)
+        patches = patch_embeds.flatten(1, 2)
         tokens = self.embeddings(
-            words,
-            token_type_ids,
-            patch_embeds.flatten(1, 2),
-            image_index,
-            self._modalities(image_token_type_idx, words),
-            layout,
-            grids,
-            bool_masked_patches,
-        )  # (T, D)
-        return self._encode(tokens, layout, prefix_mask, **kwargs)
+            words, token_type_ids, patches, image_index, modalities, layout, grids, hidden
+        )
+        return tokens, layout
 
     def _encode(
         self, tokens: Tensor, layout: ViltLayout, prefix_mask: Tensor | None, **kwargs: Any

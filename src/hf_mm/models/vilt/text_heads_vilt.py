@@ -20,21 +20,15 @@ from transformers.utils.generic import can_return_tuple
 from ...objectives.batch_mean import labelled_cross_entropy
 from ...objectives.masked_language import masked_token_loss
 from .configuration_vilt import MMViltConfig
-from .modeling_vilt import MMViltModel, MMViltPreTrainedModel
+from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
 
 __all__ = [
-    "MASK_TOKEN",
-    "POOLER",
     "MMViltForMaskedLM",
     "MMViltForTokenClassification",
     "ViltPredictionHead",
     "check_place_labels",
     "text_states",
 ]
-
-# Weights of other heads than one's own, for `_keys_to_ignore_on_load_unexpected`.
-POOLER = r"(^|\.)pooler\.dense\."
-MASK_TOKEN = r"(^|\.)mask_token$"
 
 
 class ViltTransform(nn.Module):
@@ -72,11 +66,7 @@ class MMViltForMaskedLM(MMViltPreTrainedModel):
     """Guesses hidden words from the rest of the text and the image."""
 
     _tied_weights_keys = {"mlm_head.decoder.weight": "vilt.embeddings.text.tokens.weight"}
-    _keys_to_ignore_on_load_unexpected = [
-        POOLER,
-        MASK_TOKEN,
-        r"^(itm_head|mpp_head|rank_output|classifier|decoder)\.",
-    ]
+    _keys_to_ignore_on_load_unexpected = weights_but("mlm_head")
 
     def __init__(self, config: MMViltConfig) -> None:
         super().__init__(config)
@@ -143,17 +133,13 @@ class MMViltForMaskedLM(MMViltPreTrainedModel):
 class MMViltForTokenClassification(MMViltPreTrainedModel):
     """Classifies every token of a text beside an image."""
 
-    _keys_to_ignore_on_load_unexpected = [
-        POOLER,
-        MASK_TOKEN,
-        r"^(mlm_head|itm_head|mpp_head|rank_output|decoder)\.",
-    ]
+    _keys_to_ignore_on_load_unexpected = weights_but("token_classifier")
 
     def __init__(self, config: MMViltConfig) -> None:
         super().__init__(config)
         self.vilt = MMViltModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # ty: ignore[invalid-argument-type]
+        self.token_classifier = nn.Linear(config.hidden_size, config.num_labels)  # ty: ignore[invalid-argument-type]
         self.post_init()
 
     @can_return_tuple
@@ -191,7 +177,7 @@ class MMViltForTokenClassification(MMViltPreTrainedModel):
             input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, inputs_embeds, **kwargs
         )
         states = text_states(encoded.last_hidden_state, input_ids, inputs_embeds)  # (B, L, D)
-        logits, loss = self.classifier(self.dropout(states)), None  # (B, L, A)
+        logits, loss = self.token_classifier(self.dropout(states)), None  # (B, L, A)
         if labels is not None:
             check_place_labels(labels, states)
             loss = labelled_cross_entropy(logits.flatten(0, 1), labels.flatten(), count)
