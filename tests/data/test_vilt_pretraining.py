@@ -132,6 +132,7 @@ def test_mismatches_are_drawn_among_wrong_pictures_only():
         assert moved.tolist() == [True, False, True, True]
         assert wrong[torch.arange(4), index][moved].all()
         assert index[1] == 1
+        assert random_mismatches(wrong, 0.5, torch.Generator().manual_seed(seed))[1].sum() == 2
     assert random_mismatches(wrong[:1, :1])[1].tolist() == [1]
 
 

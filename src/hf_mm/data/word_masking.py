@@ -106,8 +106,7 @@ def _draw_words(words: Tensor, share: float, generator: torch.Generator | None) 
     place = words.clamp(min=0)
     sizes = torch.zeros(len(words), int(words.max()) + 1, dtype=torch.int64)  # (B, W) tokens
     sizes = sizes.scatter_add(1, place, exists.long())
-    keys = torch.rand(sizes.shape, generator=generator).masked_fill(sizes == 0, 2.0)  # absent words come last
-    order = keys.argsort(dim=1)
+    order = torch.rand(sizes.shape, generator=generator).argsort(dim=1)
     sizes = sizes.gather(1, order)
     before = sizes.cumsum(dim=1) - sizes  # tokens of the words drawn earlier
     wanted = (share * exists.sum(dim=1, keepdim=True)).round().clamp(min=1)  # (B, 1)
