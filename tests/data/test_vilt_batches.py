@@ -100,3 +100,14 @@ def test_captions_are_guessed_word_by_word_after_their_prompt(processor):
     scores = out.logits[:, :-1].flatten(0, 1)  # of the next word
     wanted = torch.nn.functional.cross_entropy(scores, batch["labels"][:, 1:].flatten())
     torch.testing.assert_close(out.loss, wanted)
+
+
+def test_a_text_is_written_after_each_prompt(processor):
+    start = processor.prompts([picture(0), picture(1)], ["is it", "a"])
+    model = built(MMViltForImageToText)
+    written = model.generate(**start, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert written.shape == (2, 6)
+    assert torch.equal(written[:, :3], start["input_ids"])
+    alone = processor.prompts(picture(1), "a")
+    once = model.generate(**alone, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert torch.equal(once[0, -3:], written[1, -3:])

@@ -211,6 +211,13 @@ def test_either_alone_and_options_reach_both():
     assert all(isinstance(value, np.ndarray) for value in arrays.values())
 
 
+def test_token_types_and_masks_are_there_whatever_the_tokenizer_says():
+    plain = tokenizer(model_input_names=["input_ids"])
+    out = MMViltProcessor(MMViltImageProcessor(**SMALL), plain)(text=["a cat", "a red dog"])
+    assert out["token_type_ids"].tolist() == [[0] * 5] * 2
+    assert out["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1] * 5]
+
+
 def test_lists_of_pictures_stay_together():
     images = [[picture(40, 60), picture(60, 44)], [picture(32, 32), picture(32, 48)]]
     out = processor_of()(images, ["a cat", "a dog"])
