@@ -127,8 +127,18 @@ def test_of_own_rows_a_twentieth_is_asked_and_not_taught(tmp_path):
 
 
 def test_pictures_are_seen_another_way_and_batches_without_pictures_stay():
-    seen = ViewedCollator(
-        lambda rows: {"pixel_values": torch.ones(2, 3, 4, 4)} if rows else {}, lambda x: 2 * x
-    )
-    assert (seen([{}])["pixel_values"] == 2).all()
+    def batch(rows):
+        ids = torch.tensor([[row] for row in rows])
+        return {"input_ids": ids, "pixel_values": torch.ones(len(rows), 3, 4, 4)} if rows else {}
+
+    def brighter(pixels, generator):
+        return pixels + torch.rand(len(pixels), 1, 1, 1, generator=generator)
+
+    seen = ViewedCollator(batch, brighter, seed=1)
+    once = seen([3, 4])["pixel_values"]
+    torch.rand(5)  # what else draws in the meantime changes nothing
+    assert seen([3, 4])["pixel_values"].equal(once)
+    assert not seen([4, 3])["pixel_values"].equal(once)
+    assert not ViewedCollator(batch, brighter, seed=2)([3, 4])["pixel_values"].equal(once)
+    assert (once > 1).all()
     assert seen([]) == {}

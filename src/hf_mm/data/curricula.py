@@ -57,6 +57,13 @@ class Curriculum:
         # As the chat template writes them, behind a space: every word is learnt as it will be read.
         return [" " + _text(turn["content"]) for chat in chats for turn in chat]
 
+    def taught(self) -> list[dict[str, str]]:
+        """Each `question` and `answer` of the second stage, without its image."""
+        chats = chain.from_iterable(row["conversations"] for row in self.train)
+        return [
+            {"question": _text(chat[-2]["content"]), "answer": _text(chat[-1]["content"])} for chat in chats
+        ]
+
 
 def curriculum(
     dataset: str,

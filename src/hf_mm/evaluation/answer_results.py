@@ -69,6 +69,8 @@ def answer_table(results: Mapping[str, Any]) -> list[dict[str, str | float]]:
         {"model": f"questions of {row['type']}", "exact match": row["exact_match"]}
         for row in results.get("by_type", [])[:-1]
     ]
+    if "question_alone" in results:
+        table.append({"model": "the question alone", "exact match": results["question_alone"]["exact_match"]})
     if "question_prior" in results:
         table += [{"model": "the question alone", "exact match": results["question_prior"]}, PUBLIC]
     return table

@@ -326,7 +326,7 @@ def _trainer(
     return AnsweringTrainer(
         model,
         args,
-        data_collator=ViewedCollator(collator, RandomViews()) if views else collator,
+        data_collator=ViewedCollator(collator, RandomViews(), args.seed) if views else collator,
         train_dataset=[*encode_rows(processor, rows), *encoded],
         eval_dataset=encode_rows(processor, held_out) if held_out else None,
         processing_class=processor,
@@ -370,8 +370,9 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     trainer.save_model()
     processor.save_pretrained(out)
     seconds += result.metrics["train_runtime"]
-    facts = {"train_seconds": seconds, "steps": trainer.state.global_step, "align_steps": recipe.align_steps}
-    return report(recipe, args, model, processor, rows, facts | {"seed": args.seed} | before)
+    facts = {"train_seconds": seconds, "steps": trainer.state.global_step, "seed": args.seed}
+    facts |= {"word_steps": recipe.word_steps, "align_steps": recipe.align_steps}
+    return report(recipe, args, model, processor, rows, facts | before)
 
 
 def own_texts(recipe: Recipe, args: TrainingArguments, model: Any, processor: MMVLMProcessor) -> list[dict]:
@@ -417,11 +418,14 @@ def report(
         examples += list(zip(rows.places, pointed, strict=True))[:: len(pointed) // 6][:6]
         prior = question_prior(easy_vqa("train"), rows.test)
         results["question_prior"] = exact_match(prior, [row["answer"] for row in rows.test])
+    elif not rows.pointing:
+        results["question_alone"] = answer_results(rows.test, question_prior(rows.taught(), rows.test))
     table = answer_table(results)
     print("\n" + markdown_table(table, shares=list(table[0])[1:]))
     training = (
-        f"{facts['align_steps']} steps on captions and {facts['steps']} on packed questions in "
-        f"{facts['train_seconds']:.0f} s, seed {args.seed}: `hf-mm train vlm --preset {recipe.preset}`."
+        f"{facts['word_steps']} steps on words, {facts['align_steps']} on captions and {facts['steps']} on "
+        f"packed questions in {facts['train_seconds']:.0f} s, seed {args.seed}: "
+        f"`hf-mm train vlm --preset {recipe.preset}`."
     )
     weights = sum(weight.numel() for weight in model.parameters())
     return write_vqa_report(args.output_dir, results, examples, table, recipe.dataset, training, weights)
