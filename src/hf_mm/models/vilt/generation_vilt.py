@@ -114,7 +114,7 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         )
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
         """Write texts about images.
 
         Args:
@@ -135,7 +135,8 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
             kwargs["patch_embeds"] = self.vilt.embed_patches(pixels)
         ids = kwargs.pop("input_ids", inputs)
         if ids is None:
-            ids = torch.full((len(kwargs["patch_embeds"]), 1), self.config.bos_token_id, device=self.device)
+            begin: Any = self.config.bos_token_id
+            ids = torch.full((len(kwargs["patch_embeds"]), 1), begin, device=self.device)
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = kwargs["attention_mask"] = torch.ones_like(ids)
@@ -144,7 +145,7 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
             kwargs["max_length"] = self.config.max_position_embeddings
         kwargs.setdefault("prefix_mask", mask)
         options: Any = kwargs | {"use_cache": False}
-        return super().generate(ids, **options)
+        return super().generate(ids, **options)  # ty: ignore[invalid-argument-type]
 
     def prepare_inputs_for_generation(  # ty: ignore[incompatible-method-override]
         self, input_ids: Tensor, prefix_mask: Tensor | None = None, **kwargs: Any
