@@ -128,10 +128,16 @@ def lay_out(attention_mask: Tensor, grids: PatchGrids, max_patches: int | None) 
     )
 
 
-def lay_out_padded(attention_mask: Tensor, grids: PatchGrids) -> ViltLayout:
-    """The layout in which every place is a token, for graphs that may not look at the numbers."""
+def lay_out_padded(attention_mask: Tensor, grids: PatchGrids, most: int | None = None) -> ViltLayout:
+    """The layout in which every place is a token, for graphs that may not look at the numbers.
+
+    Args:
+        attention_mask: (B, L), 0 on padding.
+        grids: Of the images.
+        most: N, if it is known; by default G * F.
+    """
     batch, length = attention_mask.shape
-    device, most = attention_mask.device, grids.inside[0].numel()
+    device, most = attention_mask.device, most or grids.inside[0].numel()
     width, real = length + 1 + most, attention_mask.bool()
     patches = grids.heights * grids.widths
     numbers = torch.arange(most, device=device).expand(batch, -1)  # (B, N)

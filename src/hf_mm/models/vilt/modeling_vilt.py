@@ -185,7 +185,8 @@ class MMViltModel(MMViltPreTrainedModel):
         Returns:
             `last_hidden_state` (B, S, D) after the final norm: the places of the text, the [CLS] of the
             image, the patches of the image's own grid row by row; 0 where there is padding. N is the most
-            patches of an image, under `torch.compile` G * F. And `pooler_output` (B, D).
+            patches of an image; under `torch.compile` as in `bool_masked_patches`, else G * F. And
+            `pooler_output` (B, D).
 
         Raises:
             ValueError: A text longer than the position table, without a token or with padding inside; an
@@ -218,7 +219,7 @@ class MMViltModel(MMViltPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(words.shape[:2], dtype=torch.long, device=words.device)
         if torch.compiler.is_compiling():
-            layout = lay_out_padded(attention_mask, grids)
+            layout = lay_out_padded(attention_mask, grids, None if hidden is None else hidden.shape[1])
         else:
             sampled = self.training and hidden is None
             layout = lay_out(attention_mask, grids, self.config.max_patches if sampled else None)
