@@ -326,6 +326,7 @@ def test_labels_that_are_not_one_for_each_place_are_named(model_class, training)
         ({"num_images": 0}, "`num_images`=0 must be at least 1"),
         ({"modality_type_vocab_size": 1}, "`modality_type_vocab_size`=1 must be at least 2"),
         ({"image_mean": [0.5]}, r"`image_mean`=\[0.5\] must have one number for each of `num_channels`=3"),
+        ({"task_weights": {"wpa": 1.0}}, 'has "wpa" without "itm", whose pairs it needs; name both'),
         ({"task_weights": {"mim": 1.0}}, r"`task_weights` names \['mim'\]; the tasks are"),
     ],
 )
