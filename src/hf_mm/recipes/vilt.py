@@ -105,7 +105,7 @@ MODELS: dict[str, type[PreTrainedModel]] = {
 }
 # The model that is trained from nothing: 64 patches of 8 px.
 SIDE = 64
-SMALL = {
+SMALL: dict[str, Any] = {
     "image_size": SIDE,
     "patch_size": 8,
     "hidden_size": 128,

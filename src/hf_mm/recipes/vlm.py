@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 ALL = ("vision", "connector", "language")
 # How images are brought near words; no language model runs, so batches are large and steps many.
-WORDS = {
+WORDS: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "learning_rate": 2e-3,
     "eval_strategy": "no",

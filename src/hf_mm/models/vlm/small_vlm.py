@@ -1,5 +1,7 @@
 """A vision-language model small enough to be trained from nothing on a CPU, in minutes."""
 
+from typing import Any
+
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from ..vit.configuration_vit import MMViTConfig
@@ -12,7 +14,7 @@ __all__ = ["small_vlm"]
 
 # 64 px behind a stem of four stages are 4x4 patches, 16 tokens.
 WIDTH = 128
-SMALL_VISION = {
+SMALL_VISION: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 16,
     "stem_channels": [32, 64, WIDTH, WIDTH],
@@ -22,7 +24,7 @@ SMALL_VISION = {
     "intermediate_size": 2 * WIDTH,
     "initializer_range": 0.05,
 }
-SMALL_TEXT = {
+SMALL_TEXT: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 2 * WIDTH,
     "num_hidden_layers": 3,
@@ -31,7 +33,7 @@ SMALL_TEXT = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.05,
 }
-SMALL_CONNECTOR = {
+SMALL_CONNECTOR: dict[str, Any] = {
     "vision_feature_layer": None,
     "connector": "mlp",
     "initializer_range": 0.05,
@@ -57,7 +59,7 @@ def small_vlm(
         eos_token_id=tokenizer.eos_token_id,
         **SMALL_TEXT,
     )
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    image_token: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = MMVLMConfig(
         vision_config=vision, text_config=text, image_token_id=image_token, **SMALL_CONNECTOR
     )
