@@ -9,7 +9,15 @@ from PIL import Image
 
 from ..imaging.loading import load_rgb
 
-__all__ = ["batch_generator", "caption_texts", "draw_below", "need_columns", "read_image", "read_text"]
+__all__ = [
+    "batch_generator",
+    "caption_texts",
+    "draw_below",
+    "need_columns",
+    "read_image",
+    "read_images",
+    "read_text",
+]
 
 
 def need_columns(rows: Sequence[dict], **columns: str) -> None:
@@ -57,6 +65,16 @@ def read_image(
     """
     pixels = load_rgb(image, name)
     return pixels if augment is None else augment(Image.fromarray(pixels))
+
+
+def read_images(
+    rows: Sequence[dict], column: str, augment: Callable[[Image.Image], Image.Image] | None = None
+) -> list[np.ndarray | Image.Image]:
+    """The picture of each row of a batch, see `read_image`."""
+    return [
+        read_image(row[column], f"Row {number} of the batch, {column!r}", augment)
+        for number, row in enumerate(rows)
+    ]
 
 
 def caption_texts(row: dict, column: str, number: int) -> list[str]:

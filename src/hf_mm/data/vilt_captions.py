@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
-from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_image
+from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_images
 
 __all__ = ["ViltCaptionCollator"]
 
@@ -66,12 +66,7 @@ class ViltCaptionCollator:
         generator = batch_generator(self.seed, captions)
         texts = [of_row[draw_below(len(of_row), generator)] for of_row in captions]
         prompts = ["" if self.prompt_column is None else row[self.prompt_column] for row in rows]
-        images = [
-            read_image(
-                row[self.image_column], f"Row {number} of the batch, {self.image_column!r}", self.augment
-            )
-            for number, row in enumerate(rows)
-        ]
+        images = read_images(rows, self.image_column, self.augment)
         return {**self._encode(prompts, texts), **self.processor(images=images)}
 
     def _encode(self, prompts: list[str], texts: list[str]) -> dict[str, Tensor]:

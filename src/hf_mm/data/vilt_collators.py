@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
 from .answer_labels import answer_scores
-from .row_columns import need_columns, read_image, read_text
+from .row_columns import need_columns, read_image, read_images, read_text
 
 __all__ = ["ViltPairsOfImagesCollator", "ViltQuestionCollator"]
 
@@ -82,12 +82,7 @@ class ViltQuestionCollator:
         if not self.soft:
             labels = self._numbers(labels)
         inputs = self.processor(
-            images=[
-                read_image(
-                    row[self.image_column], f"Row {number} of the batch, {self.image_column!r}", self.augment
-                )
-                for number, row in enumerate(rows)
-            ],
+            images=read_images(rows, self.image_column, self.augment),
             text=[read_text(row, self.question_column, number) for number, row in enumerate(rows)],
             truncation=self.truncation,
         )

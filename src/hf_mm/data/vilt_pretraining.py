@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..imaging.loading import image_identity
 from ..models.vilt.processing_vilt import MMViltProcessor
-from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_image
+from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_images
 from .word_masking import mask_whole_words, ordinary_ids, word_numbers
 
 __all__ = [
@@ -104,12 +104,7 @@ class ViltPretrainingCollator:
         generator = batch_generator(self.seed, captions)
         texts = [of_row[draw_below(len(of_row), generator)] for of_row in captions]
         encoded = self.processor.encode_texts(texts, truncation=self.truncation)
-        images = [
-            read_image(
-                row[self.image_column], f"Row {number} of the batch, {self.image_column!r}", self.augment
-            )
-            for number, row in enumerate(rows)
-        ]
+        images = read_images(rows, self.image_column, self.augment)
         batch = {**encoded, **self.processor(images=images)}
         if self.word_share:
             batch["mlm_input_ids"], batch["mlm_labels"] = mask_whole_words(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
-from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_image
+from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_images
 
 __all__ = ["ViltRetrievalCollator"]
 
@@ -78,12 +78,7 @@ class ViltRetrievalCollator:
         captions = [caption_texts(row, self.caption_column, number) for number, row in enumerate(rows)]
         generator = batch_generator(self.seed, captions)
         texts = [text for number, true in enumerate(captions) for text in self._draw(true, number, generator)]
-        images = [
-            read_image(
-                row[self.image_column], f"Row {number} of the batch, {self.image_column!r}", self.augment
-            )
-            for number, row in enumerate(rows)
-        ]
+        images = read_images(rows, self.image_column, self.augment)
         return {
             **self.processor(images=images, text=texts, truncation=self.truncation),
             "image_index": torch.arange(len(rows)).repeat_interleave(self.candidates),
