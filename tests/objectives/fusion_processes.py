@@ -23,6 +23,12 @@ from hf_mm.objectives.language_modeling import next_token_loss
 from hf_mm.objectives.masked_image import masked_pixel_loss
 from hf_mm.objectives.masked_language import masked_token_loss
 from hf_mm.objectives.masked_patches import masked_colour_loss
+from hf_mm.objectives.masked_regions import (
+    masked_feature_smooth_l1,
+    masked_region_classification,
+    masked_region_kl,
+    masked_region_regression,
+)
 from hf_mm.objectives.matching import matching_loss, ranking_loss
 from hf_mm.objectives.optimal_transport import word_patch_alignment_loss
 
@@ -35,6 +41,10 @@ OUTPUTS = {
     "next words": VOCABULARY,
     "masked colours": 768,
     "masked pixels": 4,
+    "region features": 4,
+    "smooth region features": 4,
+    "region classes": 5,
+    "region distributions": 5,
     "matching": 2,
     "matching of hard negatives": 2,
     "ranking": 1,
@@ -76,6 +86,19 @@ class Fusion(nn.Module):
                 return masked_pixel_loss(
                     self.head(patches), rows["pixels"], rows["hidden"], num_items_in_batch=items
                 )
+            case "region features":
+                hidden = rows["hidden"]
+                return masked_region_regression(self.head(patches[hidden]), rows["pixels"][hidden], items)
+            case "smooth region features":
+                counted = rows["hidden"].flatten()
+                given, wanted = self.head(patches).flatten(0, 1), rows["pixels"].flatten(0, 1)
+                return masked_feature_smooth_l1(given, wanted, items, counted)
+            case "region classes":
+                labels = rows["region_labels"].masked_fill(~rows["hidden"], -100)
+                return masked_region_classification(self.head(patches).flatten(0, 1), labels.flatten(), items)
+            case "region distributions":
+                hidden = rows["hidden"]
+                return masked_region_kl(self.head(patches[hidden]), rows["region_scores"][hidden], items)
             case "matching":
                 return matching_loss(self.head(words[:, 0]), rows["match_labels"], items)
             case "ranking":
@@ -124,6 +147,8 @@ def batch():
         "colours": torch.randint(0, 256, (ROWS, PATCHES, 3), generator=draw),
         "pixels": torch.rand(ROWS, PATCHES, 4, generator=draw),
         "groups": torch.tensor([0, 1, 2, 1, 3, 0, 4, 5]),
+        "region_labels": torch.randint(0, 5, (ROWS, PATCHES), generator=draw),
+        "region_scores": torch.randn(ROWS, PATCHES, 5, generator=draw).softmax(2),
     }
 
 
@@ -138,7 +163,9 @@ def counted(objective, rows):
             return (rows["word_labels"] != -100).sum()
         case "next words":
             return (rows["word_labels"][:, 1:] != -100).sum()
-        case "masked colours" | "masked pixels":
+        case "masked colours" | "masked pixels" | "region features" | "smooth region features":
+            return rows["hidden"].sum()
+        case "region classes" | "region distributions":
             return rows["hidden"].sum()
         case "matching":
             return (rows["match_labels"] != -100).sum()
