@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from layers import row_kernel
 from torch.testing import assert_close
+from transformers.cache_utils import DynamicLayer
 
 from hf_mm.layers.attention import Attention
+from hf_mm.layers.packing import PackedRows
 from hf_mm.models.vit.configuration_vit import MMViTConfig
 
 
@@ -63,3 +66,53 @@ def test_dropout_falls_on_the_weights_in_training_only():
     assert (attention(states)[1] > 0).all()
     dropped = (attention.train()(states)[1] == 0).float().mean().item()
     assert dropped == pytest.approx(0.5, abs=0.05)
+
+
+LENGTHS = torch.tensor([3, 7, 1])
+
+
+def packed(states, rows):
+    return rows.pack(states).detach().requires_grad_()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_flash_kernels_get_packed_rows_as_they_are(is_causal, monkeypatch):
+    """No padding is made for them: the tokens, and where rows begin; values and gradients."""
+    calls, rows = row_kernel.install(monkeypatch), PackedRows.of_lengths(LENGTHS)
+    states = packed(torch.randn(3, 7, 32), rows)
+    attention = layer(row_kernel.KERNEL, is_causal=is_causal)
+    mixed, _ = attention(states, packed_rows=rows)
+    assert [shape for shape, _ in calls] == [(11, 4, 8)]
+    assert calls[0][1]["cu_seqlens_q"].tolist() == [0, 3, 10, 11]
+    alone = torch.cat([attend_alone(is_causal, row) for row in states.split(LENGTHS.tolist())])
+    assert_close(mixed, alone, rtol=1e-5, atol=1e-5)
+    weight = torch.randn_like(mixed)
+    got, expected = (torch.autograd.grad((part * weight).sum(), states) for part in (mixed, alone))
+    assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def attend_alone(is_causal, row):
+    """One row by the kernel of torch."""
+    later = torch.ones(len(row), len(row)).triu(1).bool() & is_causal
+    mask = torch.zeros(later.shape).masked_fill(later, -torch.inf)
+    return layer("sdpa")(row[None], attention_mask=mask[None, None])[0][0]
+
+
+def test_the_bounds_of_rows_may_have_gaps_between_them():
+    """Places of a row need not be its first ones."""
+    rows = PackedRows(torch.tensor([1, 2, 5, 10, 11, 12]), 3, 5)
+    assert rows.bounds.tolist() == [0, 2, 3, 6]
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_what_was_kept_need_not_be_computed_again(kernel):
+    attention, states, kept = layer(kernel, is_causal=True), torch.randn(2, 7, 32), DynamicLayer()
+    past = torch.zeros(7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+    whole, _ = attention(states, attention_mask=past[None, None])
+    start, _ = attention(states[:, :4], attention_mask=past[None, None, :4, :4], kept=kept)
+    ends = [
+        attention(states[:, i : i + 1], attention_mask=past[None, None, i : i + 1, : i + 1], kept=kept)[0]
+        for i in range(4, 7)
+    ]
+    assert kept.get_seq_length() == 7
+    assert_close(torch.cat([start, *ends], dim=1), whole, rtol=1e-5, atol=1e-5)

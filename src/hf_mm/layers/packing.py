@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["PackedRows"]
+__all__ = ["PackedRows", "ragged"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class PackedRows:
         places: (T,) index of each token among the B * L places.
         rows: B.
         length: L.
+        full: The tokens are all places in order: then nothing is moved.
     """
 
     places: Tensor
     rows: int
     length: int
+    full: bool = False
 
     @classmethod
     def of_lengths(cls, lengths: Tensor) -> Self:
@@ -37,9 +39,20 @@ class PackedRows:
 
     def pack(self, rows: Tensor) -> Tensor:
         """(B, L, ...) to (T, ...); the padding is left behind."""
-        return rows.flatten(0, 1).index_select(0, self.places)
+        tokens = rows.flatten(0, 1)
+        return tokens if self.full else tokens.index_select(0, self.places)
 
     def unpack(self, tokens: Tensor) -> Tensor:
         """(T, ...) to (B, L, ...), zero at the padding."""
+        if self.full:
+            return tokens.unflatten(0, (self.rows, self.length))
         rows = tokens.new_zeros(self.rows * self.length, *tokens.shape[1:])
         return rows.index_copy(0, self.places, tokens).unflatten(0, (self.rows, self.length))
+
+
+def ragged(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Rows of (B,) `counts` things: for each of `total` things its row, and its number there."""
+    every = torch.arange(len(counts), device=counts.device)
+    rows = every.repeat_interleave(counts, output_size=total)
+    starts = counts.cumsum(0) - counts
+    return rows, torch.arange(total, device=counts.device) - starts[rows]
