@@ -14,7 +14,7 @@ from torch import Tensor
 from .batch_mean import labelled_cross_entropy
 from .language_modeling import IGNORED
 
-__all__ = ["masked_token_loss"]
+__all__ = ["check_place_labels", "masked_token_loss"]
 
 
 def masked_token_loss(
@@ -48,3 +48,16 @@ def masked_token_loss(
     hidden = (labels != IGNORED).flatten().nonzero().squeeze(1)  # (K,)
     logits = head(states.flatten(0, -2).index_select(0, hidden))  # (K, W)
     return labelled_cross_entropy(logits, labels.flatten().index_select(0, hidden), num_items_in_batch)
+
+
+def check_place_labels(labels: Tensor, states: Tensor) -> None:
+    """Refuse labels that are not one integer for each of (B, L, D) states.
+
+    Raises:
+        ValueError: Another shape or a floating dtype.
+    """
+    if labels.shape != states.shape[:2] or labels.is_floating_point():
+        raise ValueError(
+            f"`labels` must be {tuple(states.shape[:2])} integers, one for each place of the text and -100 "
+            f"where there is none, got {tuple(labels.shape)} of {labels.dtype}."
+        )

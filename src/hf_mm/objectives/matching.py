@@ -5,7 +5,7 @@ texts for half of the images: Kim et al. 2021, "ViLT: Vision-and-Language Transf
 Region Supervision", section 3.2 (https://arxiv.org/abs/2102.03334); the true text among false ones, for
 retrieval: the same, section 4.4.
 
-Shapes: B pairs, K false candidates of a pair.
+Shapes: B pairs, K false candidates of a pair, Q questions.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from .batch_mean import labelled_cross_entropy
 from .language_modeling import IGNORED
 
-__all__ = ["matching_loss", "ranking_loss"]
+__all__ = ["choice_loss", "matching_loss", "ranking_loss"]
 
 
 def matching_loss(
@@ -82,3 +82,34 @@ def ranking_loss(
         scores = scores.masked_fill(present & ~candidates, -torch.inf)
         labels = labels.masked_fill(~present.squeeze(1), IGNORED)
     return labelled_cross_entropy(scores, labels, num_items_in_batch)
+
+
+def choice_loss(
+    scores: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | float | None = None
+) -> Tensor:
+    """Cross-entropy of the right candidate of each question, in nats.
+
+    Args:
+        scores: (B, 1), groups of B / Q candidates of a question side by side; half precision is widened.
+        labels: (Q,), which candidate of each question is right; -100 leaves a question out.
+        num_items_in_batch: Questions that count in the whole batch of which this is a part; by default those
+            here.
+
+    Returns:
+        A scalar, in float32 at least; an exact 0 with gradient 0 when no question counts.
+
+    Raises:
+        ValueError: The rows are not as many for each of the `labels`, at least two.
+    """
+    rows = len(scores)
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels) or rows % len(labels):
+        raise ValueError(
+            f"`labels` must be one integer for each group of candidates, {rows} rows in all, got "
+            f"{tuple(labels.shape)} of {labels.dtype}."
+        )
+    if rows == len(labels):
+        raise ValueError(
+            f"`labels` are {rows} for {rows} rows, one candidate each: nothing to choose from; give the "
+            "candidates of a group side by side, and one label for a group."
+        )
+    return labelled_cross_entropy(scores.reshape(len(labels), -1), labels, num_items_in_batch)

@@ -20,9 +20,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...objectives.batch_mean import labelled_cross_entropy
+from ...objectives.masked_language import check_place_labels
 from .configuration_vilt import MMViltConfig
 from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
-from .text_heads_vilt import ViltPredictionHead, check_place_labels
+from .text_heads_vilt import ViltPredictionHead
 
 __all__ = ["MMViltForImageToText"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ...objectives.batch_mean import batch_mean, labelled_cross_entropy
+from ...objectives.answers import answer_loss
 from ...objectives.classification import check_class_labels, classification_loss
+from ...objectives.matching import choice_loss
 from .configuration_vilt import MMViltConfig
 from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
 
@@ -96,7 +96,7 @@ class MMViltForQuestionAnswering(MMViltPreTrainedModel):
         )
         logits = self.answer_classifier(encoded.pooler_output)
         return SequenceClassifierOutput(
-            loss=None if labels is None else _answer_loss(logits, labels, count),
+            loss=None if labels is None else answer_loss(logits, labels, count),
             logits=logits,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -154,8 +154,7 @@ class MMViltForImageAndTextRetrieval(MMViltPreTrainedModel):
         )
         logits, loss = self.rank_output(encoded.pooler_output), None  # (B, 1)
         if labels is not None:
-            _check_groups(labels, len(logits))
-            loss = labelled_cross_entropy(logits.unflatten(0, (len(labels), -1)).squeeze(2), labels, count)
+            loss = choice_loss(logits, labels, count)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
@@ -256,31 +255,3 @@ class MMViltForImagesAndTextClassification(MMViltPreTrainedModel):
                 f"`modality_type_vocab_size`={kinds} has a row for text and {kinds - 1} images, `num_images`="
                 f"{images}; call `resize_modality_types({images + 1})` after loading."
             )
-
-
-def _check_groups(labels: Tensor, rows: int) -> None:
-    if labels.ndim != 1 or labels.is_floating_point() or not len(labels) or rows % len(labels):
-        raise ValueError(
-            f"`labels` must be one integer for each group of candidates, {rows} rows in all, got "
-            f"{tuple(labels.shape)} of {labels.dtype}."
-        )
-    if rows == len(labels):
-        raise ValueError(
-            f"`labels` are {rows} for {rows} rows, one candidate each: nothing to choose from; give the "
-            "candidates of a group side by side, and one label for a group."
-        )
-
-
-def _answer_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
-    if labels.ndim == 1 and not labels.is_floating_point():
-        check_class_labels(labels, len(logits))
-        return classification_loss(logits, labels, count)
-    if labels.shape != logits.shape or not labels.is_floating_point():
-        raise ValueError(
-            f"`labels` must be {tuple(logits.shape)} scores of the answers (`num_labels`={logits.shape[1]}) "
-            f"or ({len(logits)},) numbers of answers, got {tuple(labels.shape)} of {labels.dtype}."
-        )
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = binary_cross_entropy_with_logits(wide, labels.to(wide.dtype), reduction="sum")
-    rows = None if count is None else count / labels.shape[1]
-    return batch_mean(total, len(labels), rows)

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...objectives.batch_mean import labelled_cross_entropy
-from ...objectives.masked_language import masked_token_loss
+from ...objectives.masked_language import check_place_labels, masked_token_loss
 from ...objectives.masked_patches import COLOUR_LEVELS, masked_colour_loss, patch_colour_classes
 from ...objectives.matching import matching_loss
 from ...objectives.optimal_transport import inner_tokens, word_patch_alignment_loss
@@ -28,7 +28,7 @@ from .inputs_vilt import mask_grids
 from .layout_vilt import PatchGrids
 from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
 from .own_patches_vilt import own_patches, real_patches
-from .text_heads_vilt import ViltPredictionHead, check_place_labels
+from .text_heads_vilt import ViltPredictionHead
 
 __all__ = ["MMViltForPreTraining", "MMViltPreTrainingOutput", "start_ranking"]
 

@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...objectives.batch_mean import labelled_cross_entropy
-from ...objectives.masked_language import masked_token_loss
+from ...objectives.masked_language import check_place_labels, masked_token_loss
 from .configuration_vilt import MMViltConfig
 from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
 
@@ -26,7 +26,6 @@ __all__ = [
     "MMViltForMaskedLM",
     "MMViltForTokenClassification",
     "ViltPredictionHead",
-    "check_place_labels",
     "text_states",
 ]
 
@@ -191,16 +190,3 @@ def text_states(states: Tensor, input_ids: Tensor | None, inputs_embeds: Tensor 
     words = inputs_embeds if input_ids is None else input_ids
     assert words is not None
     return states[:, : words.shape[1]]
-
-
-def check_place_labels(labels: Tensor, states: Tensor) -> None:
-    """Refuse labels that are not one integer for each of (B, L, D) states.
-
-    Raises:
-        ValueError: Another shape or a floating dtype.
-    """
-    if labels.shape != states.shape[:2] or labels.is_floating_point():
-        raise ValueError(
-            f"`labels` must be {tuple(states.shape[:2])} integers, one for each place of the text and -100 "
-            f"where there is none, got {tuple(labels.shape)} of {labels.dtype}."
-        )
