@@ -6,7 +6,6 @@ Query, key and value are one matrix there, and the layer norms have two differen
 """
 
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...hub.interop import ForeignCheckpoint, require_fields
+from ...hub.pickled_weights import read_pickled_weights
 from .configuration_vilt import MMViltConfig
 from .heads_vilt import (
     MMViltForImageAndTextRetrieval,
@@ -116,7 +116,7 @@ def load_original_vilt(path: str | Path, weights_only: bool = True, **fields: An
         FileNotFoundError: There is no such file.
         ValueError: It holds something else, or weights are missing.
     """
-    weights = ORIGINAL_VILT.weights_from(_read_original(Path(path), weights_only))
+    weights = ORIGINAL_VILT.weights_from(read_pickled_weights(Path(path), weights_only))
     needed = [ours for ours, _ in ORIGINAL_VILT.names[:9] if "*" not in ours and "mask_token" not in ours]
     missing = [name for name in needed if name not in weights]
     if missing:
@@ -161,22 +161,6 @@ def to_original_vilt_state_dict(model: MMViltPreTrainedModel) -> dict[str, Tenso
     )
     prefix = "vilt." if isinstance(model, MMViltModel) else ""
     return ORIGINAL_VILT.weights_to({prefix + name: weight for name, weight in model.state_dict().items()})
-
-
-def _read_original(path: Path, weights_only: bool) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; wanted a file of weights.")
-    try:
-        stored: Any = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than weights, or is damaged; if you trust where it is from, pass "
-            "`weights_only=False`."
-        ) from error
-    weights = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
-    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise ValueError(f"{path} holds no weights by name; save `model.state_dict()`.")
-    return weights
 
 
 def _fields_of(weights: Mapping[str, Tensor]) -> tuple[type[MMViltPreTrainedModel], dict[str, Any]]:
