@@ -132,7 +132,7 @@ def test_a_bag_of_words_has_no_context():
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
-        (["a cat", ""], "`text` 1 is empty, ''; leave the pair out or write a caption"),
+        (["a cat", ""], "`text` 1 is empty, ''; leave the row out or write a caption"),
         (["a cat", "a dog", " \n"], r"`text` 2 is empty, ' \\n'"),
         ("", "`text` 0 is empty"),
         (["a cat", None], "`text` 1 is a NoneType, None; give texts in one flat list"),

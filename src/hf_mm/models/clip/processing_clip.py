@@ -8,6 +8,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ...hub.remote_code import RemoteCodeMixin
+from ...layers.texts import check_kept_tokens, check_text_rows, check_tokenizer
 from .image_processing_clip import MMCLIPImageProcessor
 
 __all__ = ["MMCLIPProcessor"]
@@ -47,16 +48,9 @@ class MMCLIPProcessor(RemoteCodeMixin, ProcessorMixin):
         max_length: int | None = None,
     ) -> None:
         super().__init__(_ours(image_processor), tokenizer)
-        if tokenizer.pad_token_id is None:
-            raise ValueError("The tokenizer has no `pad_token`; set one, its `eos_token` will do.")
         known = tokenizer.model_max_length
         self.max_length = max_length or (known if known < ENDLESS else None)
-        around = tokenizer.num_special_tokens_to_add()
-        if self.max_length is not None and self.max_length <= around:
-            raise ValueError(
-                f"`max_length`={self.max_length} leaves no room for a caption beside the {around} tokens "
-                "around it; give the context of the text tower."
-            )
+        check_tokenizer(tokenizer, self.max_length, "caption")
         self.truncated_captions = 0
 
     @property
@@ -102,7 +96,7 @@ class MMCLIPProcessor(RemoteCodeMixin, ProcessorMixin):
 
     def _encode(self, captions: list[str], *, return_tensors: str | None, **options: Any) -> Mapping:
         """Tokens of captions, with those that are too long cut, and counted."""
-        _check_captions(captions)
+        check_text_rows(captions, "caption")
         # A caption is one text: its token types would all be the default.
         options = {"max_length": self.max_length, "return_token_type_ids": False, **options}
         if options["max_length"] is None:
@@ -110,11 +104,7 @@ class MMCLIPProcessor(RemoteCodeMixin, ProcessorMixin):
         encoded = self.tokenizer(captions, **options, return_attention_mask=True)
         plain = options.get("add_special_tokens") is False
         around = 0 if plain else self.tokenizer.num_special_tokens_to_add()
-        for index, mask in enumerate(encoded["attention_mask"]):
-            if sum(mask) <= around:
-                raise ValueError(
-                    f"`text` {index} is {captions[index]!r}, of which the tokenizer keeps nothing."
-                )
+        check_kept_tokens(encoded["attention_mask"], captions, around)
         if options["truncation"]:
             self._count_truncated(encoded.encodings, captions, options)
         return encoded.convert_to_tensors(return_tensors)
@@ -143,15 +133,3 @@ def _ours(image_processor: BaseImageProcessor) -> BaseImageProcessor:
     if kind.__module__.split(".")[0] != "transformers" or name not in TAKEN_OVER:
         return image_processor
     return MMCLIPImageProcessor(**image_processor.to_dict())
-
-
-def _check_captions(captions: list[str]) -> None:
-    if not captions:
-        raise ValueError("`text` holds no caption; leave the argument out where there are images alone.")
-    for index, caption in enumerate(captions):
-        if not isinstance(caption, str):
-            raise ValueError(
-                f"`text` {index} is a {type(caption).__name__}, {caption!r}; give texts in one flat list."
-            )
-        if not caption.strip():
-            raise ValueError(f"`text` {index} is empty, {caption!r}; leave the pair out or write a caption.")

@@ -9,6 +9,7 @@ from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ...hub.remote_code import RemoteCodeMixin
+from ...layers.texts import check_tokenizer, prompt_tokens, tokens_around_text, tokens_of_texts
 from .image_processing_vilt import MMViltImageProcessor
 
 __all__ = ["MMViltProcessor"]
@@ -44,15 +45,8 @@ class MMViltProcessor(RemoteCodeMixin, ProcessorMixin):
         max_length: int | None = None,
     ) -> None:
         super().__init__(_as_vilt(image_processor), tokenizer)
-        if tokenizer.pad_token_id is None:
-            raise ValueError("The tokenizer has no `pad_token`; set one, such as '[PAD]'.")
         self.max_length = max_length or min(TEXT_POSITIONS, tokenizer.model_max_length)
-        around = tokenizer.num_special_tokens_to_add()
-        if self.max_length <= around:
-            raise ValueError(
-                f"`max_length`={self.max_length} leaves no room for a text beside the {around} tokens around "
-                "it; give the `max_position_embeddings` of the model."
-            )
+        check_tokenizer(tokenizer, self.max_length)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -120,25 +114,9 @@ class MMViltProcessor(RemoteCodeMixin, ProcessorMixin):
         Raises:
             ValueError: A text is empty, no text, or too long.
         """
-        _check_texts(texts)
-        options = {"padding": True, "truncation": False, **options}
-        limit = options.pop("max_length", None) or self.max_length
-        if options["truncation"] or options["padding"] == "max_length":
-            options["max_length"] = limit
-        always = {"return_attention_mask": True, "return_token_type_ids": True, "verbose": False}
-        encoded = self.tokenizer(texts, **{**options, **always})
-        plain = options.get("add_special_tokens") is False
-        around = 0 if plain else self.tokenizer.num_special_tokens_to_add()
-        for index, mask in enumerate(encoded["attention_mask"]):
-            if sum(mask) <= around:
-                raise ValueError(f"`text` {index} is {texts[index]!r}, of which the tokenizer keeps nothing.")
-            if sum(mask) > limit:
-                raise ValueError(
-                    f"`text` {index} has {sum(mask)} tokens, the {around} around it included, and "
-                    f"`max_length` is {limit}: {texts[index][:60]!r}. Shorten it, or pass `truncation=True` "
-                    "to cut it."
-                )
-        return encoded.convert_to_tensors(return_tensors)
+        return tokens_of_texts(
+            self.tokenizer, texts, self.max_length, return_tensors=return_tensors, **options
+        )
 
     def prompts(self, images: Any, text: str | list[str] | None = None) -> BatchFeature:
         """What `generate` of `MMViltForImageToText` starts from: images, each with the beginning of a text.
@@ -173,23 +151,11 @@ class MMViltProcessor(RemoteCodeMixin, ProcessorMixin):
         Raises:
             ValueError: One leaves no room for another token.
         """
-        before, _ = self.tokens_around()
-        options = {"add_special_tokens": False, "verbose": False}
-        rows = [before + row for row in self.tokenizer(texts, **options)["input_ids"]]
-        for index, row in enumerate(rows):
-            if len(row) >= self.max_length:
-                raise ValueError(
-                    f"`text` {index} begins with {len(row)} tokens, and `max_length`={self.max_length} "
-                    f"leaves no room to go on: {texts[index][:60]!r}. Shorten it."
-                )
-        return rows
+        return prompt_tokens(self.tokenizer, texts, self.max_length)
 
     def tokens_around(self) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts before and after a text."""
-        alone = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer("a")["input_ids"]
-        start = next(i for i in range(len(whole)) if whole[i : i + len(alone)] == alone)
-        return whole[:start], whole[start + len(alone) :]
+        return tokens_around_text(self.tokenizer)
 
 
 def _as_vilt(image_processor: BaseImageProcessor) -> BaseImageProcessor:
@@ -199,18 +165,6 @@ def _as_vilt(image_processor: BaseImageProcessor) -> BaseImageProcessor:
     if kind.__module__.split(".")[0] != "transformers" or name != "ViltImageProcessor":
         return image_processor
     return MMViltImageProcessor(**image_processor.to_dict())
-
-
-def _check_texts(texts: list[str]) -> None:
-    if not texts:
-        raise ValueError("`text` holds no text; leave the argument out where there are images alone.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"`text` {index} is a {type(text).__name__}, {text!r:.80}; give texts in one flat list."
-            )
-        if not text.strip():
-            raise ValueError(f"`text` {index} is empty, {text!r}; leave the row out or write a text.")
 
 
 def _images_each(images: Any) -> int | None:
