@@ -21,13 +21,19 @@ class MLP(nn.Module):
 
     Args:
         config: Supplies `hidden_size`, `intermediate_size` and `hidden_act`.
+        hidden_size: Where it is not that of `config`.
+        intermediate_size: Where it is not that of `config`.
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(
+        self, config: PreTrainedConfig, hidden_size: int | None = None, intermediate_size: int | None = None
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        width = config.hidden_size if hidden_size is None else hidden_size
+        inner = config.intermediate_size if intermediate_size is None else intermediate_size
+        self.fc1 = nn.Linear(width, inner)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = nn.Linear(inner, width)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(hidden_states)))

@@ -1,0 +1,1 @@
+"""The vision-language BERTs on image regions: one family, its members are presets."""
