@@ -142,3 +142,13 @@ def test_pictures_are_seen_another_way_and_batches_without_pictures_stay():
     assert not ViewedCollator(batch, brighter, seed=2)([3, 4])["pixel_values"].equal(once)
     assert (once > 1).all()
     assert seen([]) == {}
+
+
+def test_each_of_several_pictures_of_a_row_is_seen_in_its_own_way():
+    def brighter(pixels, generator):
+        return pixels + torch.rand(len(pixels), 1, 1, 1, generator=generator)
+
+    batch = {"input_ids": torch.tensor([[1], [2]]), "pixel_values": torch.zeros(2, 3, 1, 4, 4)}
+    seen = ViewedCollator(lambda rows: dict(batch), brighter, seed=1)([])["pixel_values"]
+    assert seen.shape == (2, 3, 1, 4, 4)
+    assert len(seen.unique()) == 6

@@ -19,7 +19,7 @@ class ViewedCollator:
     pictures as it would have without the stop, however many batches were fetched ahead.
 
     Args:
-        collator: Makes batches, with `input_ids`, and `pixel_values` where there are pictures.
+        collator: Makes batches, with `input_ids`, and `pixel_values` (..., 3, S, S) where there are pictures.
         views: (V, 3, S, S) pixels and a source of chance to as many new pixels, such as `RandomViews`.
         seed: Another seed, other views; `None` draws from torch's own generator.
     """
@@ -33,5 +33,7 @@ class ViewedCollator:
         batch = self.collator(rows)
         if "pixel_values" in batch:
             generator = batch_generator(self.seed, batch["input_ids"].tolist())
-            batch["pixel_values"] = self.views(batch["pixel_values"], generator)
+            pixels = batch["pixel_values"]
+            pictures = pixels.flatten(0, -4)  # several pictures of a row are seen each in its own way
+            batch["pixel_values"] = self.views(pictures, generator).view_as(pixels)
         return batch
