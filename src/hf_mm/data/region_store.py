@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..hub.saving import atomic_write
+from ..hub.saving import UNFINISHED, atomic_write
 from .region_shards import RegionShard
 
 __all__ = ["RegionStore", "drop_broken_shards", "index_lock", "read_index", "write_index"]
@@ -206,7 +206,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Replace `index.json`, its shards in the order of their names."""
+    """Replace `index.json`, its shards in the order of their names; only who holds the lock may."""
+    for left in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed here
+        left.unlink()
     index["shards"] = dict(sorted(index["shards"].items()))
     with atomic_write(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")

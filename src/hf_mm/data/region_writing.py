@@ -5,7 +5,6 @@ disk (`atomic_write`), then it is entered in the index, under a lock that dies w
 that is killed between the two leaves a whole shard that is not entered yet: the next writer enters it.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -96,7 +95,7 @@ class RegionStoreWriter:
                 "number of its own."
             ) from None
         for left in self._own.glob(f"{UNFINISHED}*"):  # of a process that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            left.unlink()
 
     def __enter__(self) -> Self:
         return self
