@@ -6,7 +6,8 @@ Shapes: B rows, L places of the longest row, T tokens of all rows together, D wi
 """
 
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +37,21 @@ class PackedRows:
         length = int(lengths.max())
         inside = torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)  # (B, L)
         return cls(inside.flatten().nonzero().squeeze(1), len(lengths), length)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """(B + 1,) int32: how many tokens stand before each row, and all; tokens stand row by row."""
+        rows = torch.arange(self.rows + 1, device=self.places.device)
+        return torch.searchsorted(self.places, rows * self.length, out_int32=True)
+
+    def flash_arguments(self, context: "PackedRows") -> dict[str, Any]:
+        """What kernels that take rows side by side are told of them, and of the rows that they attend to."""
+        return {
+            "cu_seq_lens_q": self.bounds,
+            "cu_seq_lens_k": context.bounds,
+            "max_length_q": self.length,
+            "max_length_k": context.length,
+        }
 
     def pack(self, rows: Tensor) -> Tensor:
         """(B, L, ...) to (T, ...); the padding is left behind."""
