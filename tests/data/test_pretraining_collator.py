@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from hf_mm import MMViltImageProcessor, MMViltProcessor, ViltPretrainingCollator
-from hf_mm.data.vilt_pretraining import patch_counts, ragged_patch_masks, random_mismatches
+from hf_mm.data.mismatches import random_mismatches
+from hf_mm.data.vilt_pretraining import patch_counts, ragged_patch_masks
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "green", "dog", "cat", "##s"]
 SIZES = [(32, 32), (32, 48), (48, 32), (16, 16), (32, 40), (40, 32)]

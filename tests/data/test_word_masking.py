@@ -122,3 +122,8 @@ def test_what_does_not_fit_is_named():
     slow = type(encoding)({"input_ids": [[1, 2]]})
     with pytest.raises(ValueError, match="Whole words need a fast tokenizer"):
         word_numbers(slow)
+
+
+def test_words_of_a_second_text_are_counted_on():
+    tokenizer, _ = encoded()
+    assert word_numbers(tokenizer(["the dog"], ["cats ."])).tolist() == [[-1, 0, 1, -1, 2, 2, 3, -1]]

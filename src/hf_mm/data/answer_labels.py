@@ -6,9 +6,13 @@ soft labels (https://arxiv.org/abs/1708.02711).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-__all__ = ["answer_scores", "answer_vocabulary", "check_answer_vocabulary"]
+import torch
+from torch import Tensor
+
+__all__ = ["AnswerLabels", "answer_scores", "answer_vocabulary", "check_answer_vocabulary"]
 
 PEOPLE = 10  # who answered each question of VQA
 SCORE_OF_ONE = 0.3  # of an answer that one of them gave; full from the fourth on
@@ -84,3 +88,67 @@ def check_answer_vocabulary(label2id: Mapping[str, int], trained: Mapping[str, i
             "checkpoint's `config.label2id`, or load it with the new list and `ignore_mismatched_sizes=True` "
             "to train the head anew."
         )
+
+
+@dataclass(frozen=True)
+class AnswerLabels:
+    """The answers to a batch of questions as labels of a classifier.
+
+    Args:
+        label2id: Number of each of A answers, of the model's config.
+        unknown_answers: Take answers that `label2id` lacks for wrong ones; a question that has no other gets
+            zeros throughout. Otherwise they are an error.
+        soft: Labels are a score for each answer, for the binary cross-entropy of VQA. `False` for the number
+            of the one right answer, for the cross-entropy among all.
+
+    Raises:
+        ValueError: Numbers of answers that may be unknown.
+    """
+
+    label2id: Mapping[str, int]
+    unknown_answers: bool = False
+    soft: bool = True
+
+    def __post_init__(self) -> None:
+        if self.unknown_answers and not self.soft:
+            raise ValueError(
+                "`unknown_answers=True` needs `soft=True`: a number names an answer of the list."
+            )
+
+    def __call__(self, answers: Sequence[object]) -> Tensor:
+        """The labels of B questions.
+
+        Args:
+            answers: Of each row, as `answer_scores` takes them.
+
+        Returns:
+            (B, A) float32 scores, or without `soft` (B,) int64.
+
+        Raises:
+            ValueError: An answer is not in `label2id`, or, without `soft`, a question has not one right one.
+        """
+        scores = torch.stack([self._scores(answer, number) for number, answer in enumerate(answers)])
+        if self.soft:
+            return scores
+        right = scores == 1
+        several = (right.sum(dim=1) != 1).nonzero()
+        if len(several):
+            raise ValueError(
+                f"Row {int(several[0])} of the batch has not one right answer; use `soft=True` for answers "
+                "of several people."
+            )
+        return right.int().argmax(dim=1)
+
+    def _scores(self, answer: object, number: int) -> Tensor:
+        """(A,) score of each answer to the question of a row."""
+        scores = torch.zeros(len(self.label2id))
+        for text, score in answer_scores(answer).items():
+            if text in self.label2id:
+                scores[self.label2id[text]] = score
+            elif not self.unknown_answers:
+                raise ValueError(
+                    f"Row {number} of the batch has the answer {text!r}, which is not among the "
+                    f"{len(scores)} of `label2id`; leave the row out, make the list of all answers, or pass "
+                    "`unknown_answers=True` to count it as wrong."
+                )
+        return scores

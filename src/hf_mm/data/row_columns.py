@@ -14,6 +14,7 @@ __all__ = [
     "caption_texts",
     "draw_below",
     "need_columns",
+    "read_class",
     "read_image",
     "read_images",
     "read_text",
@@ -52,6 +53,21 @@ def read_text(row: dict, column: str, number: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"Row {number} of the batch has {text!r:.80} in {column!r}; give a text.")
     return text
+
+
+def read_class(row: dict, column: str, number: int) -> int:
+    """The class of a row, where true is 1.
+
+    Raises:
+        ValueError: It is none.
+    """
+    label = row[column]
+    if not isinstance(label, int) or label < 0:
+        raise ValueError(
+            f"Row {number} of the batch has {label!r:.80} in {column!r}; give `True` or `False`, or the "
+            "number of a class."
+        )
+    return int(label)
 
 
 def read_image(

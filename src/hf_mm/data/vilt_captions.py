@@ -5,11 +5,11 @@ Shapes: B rows, L tokens, Y x X pixels of the largest picture.
 
 from collections.abc import Callable, Sequence
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
+from .caption_encoding import encode_captions
 from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_images
 
 __all__ = ["ViltCaptionCollator"]
@@ -67,30 +67,4 @@ class ViltCaptionCollator:
         texts = [of_row[draw_below(len(of_row), generator)] for of_row in captions]
         prompts = ["" if self.prompt_column is None else row[self.prompt_column] for row in rows]
         images = read_images(rows, self.image_column, self.augment)
-        return {**self._encode(prompts, texts), **self.processor(images=images)}
-
-    def _encode(self, prompts: list[str], texts: list[str]) -> dict[str, Tensor]:
-        tokenizer, most = self.processor.tokenizer, self.processor.max_length
-        starts = self.processor.prompt_ids(prompts)
-        _, end = self.processor.tokens_around()
-        ends = [row + end for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
-        lengths = [len(start) + len(rest) for start, rest in zip(starts, ends, strict=True)]
-        width = max(lengths)
-        if width > most:
-            number = lengths.index(width)
-            raise ValueError(
-                f"Row {number} of the batch has {width} tokens with its prompt, and `max_length` is {most}: "
-                f"{texts[number][:60]!r}. Shorten it, or leave it out."
-            )
-        ids = torch.full((len(texts), width), tokenizer.pad_token_id)
-        places, labels = torch.arange(width), torch.full_like(ids, -100)
-        for row, (start, rest) in enumerate(zip(starts, ends, strict=True)):
-            ids[row, : lengths[row]] = torch.tensor(start + rest)
-            labels[row, len(start) : lengths[row]] = torch.tensor(rest)
-        return {
-            "input_ids": ids,
-            "attention_mask": (places < torch.tensor(lengths)[:, None]).long(),
-            "token_type_ids": torch.zeros_like(ids),
-            "prefix_mask": (places < torch.tensor([len(start) for start in starts])[:, None]).long(),
-            "labels": labels,
-        }
+        return {**encode_captions(self.processor, prompts, texts), **self.processor(images=images)}

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
-from .answer_labels import answer_scores
-from .row_columns import need_columns, read_image, read_images, read_text
+from .answer_labels import AnswerLabels
+from .row_columns import need_columns, read_class, read_image, read_images, read_text
 
 __all__ = ["ViltPairsOfImagesCollator", "ViltQuestionCollator"]
 
@@ -49,17 +49,11 @@ class ViltQuestionCollator:
         truncation: bool = False,
         augment: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
-        if unknown_answers and not soft:
-            raise ValueError(
-                "`unknown_answers=True` needs `soft=True`: a number names an answer of the list."
-            )
         self.processor = processor
-        self.label2id = dict(label2id)
+        self.answers = AnswerLabels(label2id, unknown_answers, soft)
         self.image_column = image_column
         self.question_column = question_column
         self.answer_column = answer_column
-        self.unknown_answers = unknown_answers
-        self.soft = soft
         self.truncation = truncation
         self.augment = augment
 
@@ -78,40 +72,13 @@ class ViltQuestionCollator:
         """
         columns = {"image_column": self.image_column, "question_column": self.question_column}
         need_columns(rows, **columns, answer_column=self.answer_column)
-        labels = torch.stack([self._scores(row[self.answer_column], n) for n, row in enumerate(rows)])
-        if not self.soft:
-            labels = self._numbers(labels)
+        labels = self.answers([row[self.answer_column] for row in rows])
         inputs = self.processor(
             images=read_images(rows, self.image_column, self.augment),
             text=[read_text(row, self.question_column, number) for number, row in enumerate(rows)],
             truncation=self.truncation,
         )
         return {**inputs, "labels": labels}
-
-    def _scores(self, answer: object, number: int) -> Tensor:
-        """(A,) score of each answer to the question of a row."""
-        scores = torch.zeros(len(self.label2id))
-        for text, score in answer_scores(answer).items():
-            if text in self.label2id:
-                scores[self.label2id[text]] = score
-            elif not self.unknown_answers:
-                raise ValueError(
-                    f"Row {number} of the batch has the answer {text!r}, which is not among the "
-                    f"{len(scores)} of `label2id`; leave the row out, make the list of all answers, or pass "
-                    "`unknown_answers=True` to count it as wrong."
-                )
-        return scores
-
-    def _numbers(self, scores: Tensor) -> Tensor:
-        """(B, A) scores to the (B,) numbers of the right answers."""
-        right = scores == 1
-        several = (right.sum(dim=1) != 1).nonzero()
-        if len(several):
-            raise ValueError(
-                f"Row {int(several[0])} of the batch has not one right answer; use `soft=True` for answers "
-                "of several people."
-            )
-        return right.int().argmax(dim=1)
 
 
 class ViltPairsOfImagesCollator:
@@ -167,7 +134,10 @@ class ViltPairsOfImagesCollator:
             text=[read_text(row, self.statement_column, number) for number, row in enumerate(rows)],
             truncation=self.truncation,
         )
-        return {**inputs, "labels": torch.tensor([self._label(row, n) for n, row in enumerate(rows)])}
+        return {
+            **inputs,
+            "labels": torch.tensor([read_class(row, self.label_column, n) for n, row in enumerate(rows)]),
+        }
 
     def _images(self, images: object, number: int) -> list:
         found = list(images) if isinstance(images, list | tuple) else [images]
@@ -178,12 +148,3 @@ class ViltPairsOfImagesCollator:
             )
         name = f"Row {number} of the batch, {self.images_column!r}"
         return [read_image(image, f"{name}, picture {i}", self.augment) for i, image in enumerate(found)]
-
-    def _label(self, row: dict, number: int) -> int:
-        label = row[self.label_column]
-        if not isinstance(label, int) or label < 0:
-            raise ValueError(
-                f"Row {number} of the batch has {label!r:.80} in {self.label_column!r}; give `True` or "
-                "`False`, or the number of a class."
-            )
-        return int(label)

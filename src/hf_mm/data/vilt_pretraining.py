@@ -7,7 +7,7 @@ and patches to guess.
 Shapes: B pairs, L tokens, N patches of the largest grid.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -15,15 +15,14 @@ from torch import Tensor
 
 from ..imaging.loading import image_identity
 from ..models.vilt.processing_vilt import MMViltProcessor
+from .mismatches import random_mismatches, untrue_pairs
 from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_images
 from .word_masking import mask_whole_words, ordinary_ids, word_numbers
 
 __all__ = [
     "ViltPretrainingCollator",
     "patch_counts",
-    "pretraining_items",
     "ragged_patch_masks",
-    "random_mismatches",
 ]
 
 
@@ -117,7 +116,7 @@ class ViltPretrainingCollator:
             )
         if self.mismatch_share:
             pictures = [image_identity(row[self.image_column]) for row in rows]
-            wrong = _untrue(texts, captions, pictures)
+            wrong = untrue_pairs(texts, captions, lambda one, other: pictures[one] != pictures[other])
             batch["itm_image_index"], batch["itm_labels"] = random_mismatches(
                 wrong, self.mismatch_share, generator
             )
@@ -125,28 +124,6 @@ class ViltPretrainingCollator:
             counts = patch_counts(batch["pixel_mask"], self.patch_size)
             batch["bool_masked_patches"] = ragged_patch_masks(counts, self.patch_share, generator)
         return batch
-
-
-def random_mismatches(
-    wrong: Tensor, share: float = 0.5, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Give a share of the texts the picture of another row.
-
-    Args:
-        wrong: (B, B) bool, true where the text of a row (first) does not belong to the picture of another.
-        share: Of the B texts, rounded; fewer where not so many have a wrong picture in the batch.
-        generator: Source of chance; by default torch's own.
-
-    Returns:
-        The picture of each text, (B,) int64, and (B,) int64: 1 where they belong together, else 0.
-    """
-    pairs, able = len(wrong), wrong.any(dim=1)
-    order = torch.rand(pairs, generator=generator).masked_fill(~able, 2.0).argsort()
-    chosen = torch.zeros_like(able)
-    chosen[order[: round(share * pairs)]] = True
-    chosen &= able
-    other = torch.rand(wrong.shape, generator=generator).masked_fill(~wrong, -1.0).argmax(dim=1)
-    return torch.where(chosen, other, torch.arange(pairs)), (~chosen).long()
 
 
 def patch_counts(pixel_mask: Tensor, patch_size: int) -> Tensor:
@@ -190,30 +167,3 @@ def ragged_patch_masks(counts: Tensor, share: float, generator: torch.Generator 
         torch.rand(beyond.shape, generator=generator).masked_fill(beyond, 2.0).argsort(dim=1).argsort(dim=1)
     )
     return rank < (share * counts).round().clamp(min=1)[:, None]
-
-
-def _untrue(texts: list[str], captions: list[list[str]], pictures: list[object]) -> Tensor:
-    """(B, B) bool: the text of a row is no caption of the picture of another."""
-    known = [set(of_row) for of_row in captions]
-    return torch.tensor(
-        [
-            [text not in other and pictures[row] != pictures[column] for column, other in enumerate(known)]
-            for row, text in enumerate(texts)
-        ]
-    )
-
-
-def pretraining_items(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """How many items each task of a batch of `ViltPretrainingCollator` has, for `MultitaskTrainer`.
-
-    Returns:
-        "mlm" hidden tokens, "itm" and "wpa" pairs, "mpp" hidden patches; those of tasks that are there.
-    """
-    items: dict[str, Tensor] = {}
-    if "mlm_labels" in batch:
-        items["mlm"] = (batch["mlm_labels"] != -100).sum()
-    if "itm_labels" in batch:
-        items["itm"] = items["wpa"] = (batch["itm_labels"] != -100).sum()
-    if "bool_masked_patches" in batch:
-        items["mpp"] = batch["bool_masked_patches"].sum()
-    return items

@@ -2,17 +2,17 @@
 
 Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
 section 3.1: which tokens, and what stands in their place (https://arxiv.org/abs/1810.04805). All tokens of a
-word at
-once: Kim et al. 2021, "ViLT", section 3.4 (https://arxiv.org/abs/2102.03334). A part of a word is guessed
-    from
-its other parts; a whole word must be read from the sentence and the picture.
+word at once: Kim et al. 2021, "ViLT", section 3.4 (https://arxiv.org/abs/2102.03334). A part of a word is
+guessed from its other parts; a whole word must be read from the sentence and the picture.
 
-Shapes: B texts, L tokens, W words.
+Shapes: B texts, L tokens.
 """
 
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from .whole_groups import draw_groups
 
 __all__ = ["mask_whole_words", "ordinary_ids", "word_numbers"]
 
@@ -21,10 +21,11 @@ def word_numbers(encoding: BatchEncoding) -> Tensor:
     """Which word of its text each token belongs to, as the tokenizer splits words.
 
     Args:
-        encoding: Of a fast tokenizer: B single texts, padded to one length.
+        encoding: Of a fast tokenizer: B texts, or pairs of texts, padded to one length.
 
     Returns:
-        (B, L) int64, counted from 0; -1 for what belongs to none: special tokens and padding.
+        (B, L) int64, counted from 0, those of a second text behind those of the first; -1 for what belongs to
+        none: special tokens and padding.
 
     Raises:
         ValueError: The tokenizer is not fast, and keeps no account of words.
@@ -34,8 +35,16 @@ def word_numbers(encoding: BatchEncoding) -> Tensor:
             "Whole words need a fast tokenizer, this one does not say which word a token belongs to; load it "
             "by `AutoTokenizer.from_pretrained`."
         )
-    rows = [encoding.word_ids(row) for row in range(len(encoding["input_ids"]))]
-    return torch.tensor([[-1 if word is None else word for word in row] for row in rows])
+    return torch.tensor([_words_of_row(encoding, row) for row in range(len(encoding["input_ids"]))])
+
+
+def _words_of_row(encoding: BatchEncoding, row: int) -> list[int]:
+    words, texts = encoding.word_ids(row), encoding.sequence_ids(row)
+    in_first = [word for word, text in zip(words, texts, strict=True) if text == 0 and word is not None]
+    offsets = (0, max(in_first, default=-1) + 1)
+    return [
+        -1 if word is None else word + offsets[text or 0] for word, text in zip(words, texts, strict=True)
+    ]
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -90,25 +99,9 @@ def mask_whole_words(
             f"`masked_share`={masked_share} and `random_share`={random_share} are parts of the hidden tokens "
             "and must not be negative or sum to more than 1."
         )
-    hidden = _draw_words(words, share, generator)
+    hidden = draw_groups(words, share, generator)
     fate = torch.rand(input_ids.shape, generator=generator)  # (B, L)
     drawn = torch.randint(len(replacements), input_ids.shape, generator=generator)
     masked = input_ids.masked_fill(hidden & (fate < masked_share), mask_token_id)
     random = hidden & (fate >= masked_share) & (fate < masked_share + random_share)
     return torch.where(random, replacements[drawn], masked), torch.where(hidden, input_ids, -100)
-
-
-def _draw_words(words: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """(B, L) bool, true on all tokens of the words that were drawn."""
-    exists = words >= 0
-    if not exists.any():
-        return exists
-    place = words.clamp(min=0)
-    sizes = torch.zeros(len(words), int(words.max()) + 1, dtype=torch.int64)  # (B, W) tokens
-    sizes = sizes.scatter_add(1, place, exists.long())
-    order = torch.rand(sizes.shape, generator=generator).argsort(dim=1)
-    sizes = sizes.gather(1, order)
-    before = sizes.cumsum(dim=1) - sizes  # tokens of the words drawn earlier
-    wanted = (share * exists.sum(dim=1, keepdim=True)).round().clamp(min=1)  # (B, 1)
-    drawn = torch.zeros_like(exists[:, :1]).expand(sizes.shape).scatter(1, order, before < wanted)
-    return drawn.gather(1, place) & exists
