@@ -35,6 +35,8 @@ CHOICES = {
     "region_type_table": ("text", "own"),
     "region_position": ("none", "after_text", "own"),
     "pooling": ("text", "product", "sum"),
+    "classifier": ("mlp", "linear", "transform"),
+    "answer_state": ("pooled", "before_end"),
     "task_schedule": ("sum", "draw"),
 }
 
@@ -100,7 +102,14 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
         pooler_act: Activation of the pooler.
         pooling: "text": from the state of [CLS]. "product", "sum": of that vector and that of the first
             region (ViLBERT).
+        classifier: What classifies answers and images: "mlp", dense layer, gelu, norm and dense layer;
+            "linear", one dense layer; "transform", BERT's transform and a dense layer.
+        answer_state: What answers are read from: the "pooled" vector, or the state of the token "before_end",
+            the last but one of the text.
+        answers_as_distribution: Scores of answers are probabilities, not each the truth of its answer.
+        images_together: The regions of all images of a text stand side by side in one pass.
         num_images: Images that one text of `MMRegionBertForImagesAndTextClassification` speaks of.
+        region_head_norm: A layer norm in the head of the classes of hidden regions.
         num_region_classes: Classes of the detector, background included.
         num_object_classes: Classes of objects of LXMERT's detector.
         num_attribute_classes: Classes of attributes of LXMERT's detector.
@@ -160,7 +169,12 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
     pooler_size: int = 768
     pooler_act: str = "tanh"
     pooling: str = "text"
+    classifier: str = "mlp"
+    answer_state: str = "pooled"
+    answers_as_distribution: bool = False
+    images_together: bool = False
     num_images: int = 2
+    region_head_norm: bool = True
     num_region_classes: int = 1601
     num_object_classes: int = 1600
     num_attribute_classes: int = 400
@@ -230,15 +244,16 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
             width, heads = f"{stream}hidden_size", f"{stream}num_attention_heads"
             if getattr(self, width) % getattr(self, heads):
                 raise ValueError(
-                    f"`{width}`={getattr(self, width)} must be a multiple of `{heads}`={getattr(self, heads)}."
+                    f"`{width}`={getattr(self, width)} must be a multiple of "
+                    f"`{heads}`={getattr(self, heads)}."
                 )
 
     def validate_streams(self) -> None:
         meet = sorted({"joint", "cross"} & set(self.layers))
         if meet and self.region_hidden_size != self.hidden_size:
             raise ValueError(
-                f"`region_hidden_size`={self.region_hidden_size} must be `hidden_size`={self.hidden_size}: text "
-                f"and regions share weights in {meet} blocks."
+                f"`region_hidden_size`={self.region_hidden_size} must be `hidden_size`={self.hidden_size}: "
+                f"text and regions share weights in {meet} blocks."
             )
         if "cross" in self.layers and self.cross_hidden_size != self.hidden_size:
             raise ValueError(
@@ -247,7 +262,8 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
             )
         if self.text_sees_image and not self.whole_image_region:
             raise ValueError(
-                "`text_sees_image`=True needs `whole_image_region`=True: the feature is that of the whole image."
+                "`text_sees_image`=True needs `whole_image_region`=True: the feature is that of the whole "
+                "image."
             )
 
     def validate_regions(self) -> None:
@@ -262,8 +278,8 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
         ]
         if (of_text or self.text_sees_image) and self.region_hidden_size != self.hidden_size:
             raise ValueError(
-                f"`region_hidden_size`={self.region_hidden_size} must be `hidden_size`={self.hidden_size} where "
-                f"regions use the tables of text: {of_text or ['text_sees_image']}."
+                f"`region_hidden_size`={self.region_hidden_size} must be `hidden_size`={self.hidden_size} "
+                f"where regions use the tables of text: {of_text or ['text_sees_image']}."
             )
         if self.region_type is not None and not 0 <= self.region_type < self.type_vocab_size:
             raise ValueError(
@@ -286,7 +302,13 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
                 raise ValueError(f"`{name}` names {unknown}; the tasks are {list(TASKS_OF_REGION_BERT)}.")
         if "wra" in self.task_weights and "itm" not in self.task_weights:
             raise ValueError(
-                f'`task_weights`={self.task_weights} has "wra" without "itm", whose pairs it needs; name both.'
+                f'`task_weights`={self.task_weights} has "wra" without "itm", whose pairs it needs; name '
+                "both."
+            )
+        if "wra" in self.task_weights and self.region_hidden_size != self.hidden_size:
+            raise ValueError(
+                f'`task_weights`={self.task_weights} has "wra", which compares words and regions: '
+                f"`region_hidden_size`={self.region_hidden_size} must be `hidden_size`={self.hidden_size}."
             )
         if self.num_tag_classes not in (2, 3):
             raise ValueError(f"`num_tag_classes`={self.num_tag_classes} must be 2 or 3.")

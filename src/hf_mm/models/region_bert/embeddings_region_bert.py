@@ -2,8 +2,8 @@
 
 Bugliarello et al. 2021, "Multimodal Pretraining Unmasked", section 3.1 (https://arxiv.org/abs/2011.15124).
 
-Shapes: B rows, W text tokens, I images, R places for regions, M regions, N tokens of the region stream, F width of
-features, D width of text tokens, E width of region tokens.
+Shapes: B rows, W text tokens, I images, R places for regions, M regions, N tokens of the region stream, F
+width of features, D width of text tokens, E width of region tokens.
 """
 
 import torch
@@ -31,7 +31,7 @@ class RegionTextEmbeddings(nn.Module):
     def forward(
         self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor, seen: Tensor | None
     ) -> Tensor:
-        """(W,) ids or (W, D) vectors of words, at (W,) places in (W,) segments, with (W, D) images to (W, D)."""
+        """Words, (W,) ids or (W, D) vectors, at (W,) places in (W,) segments, with (W, D) images: (W, D)."""
         vectors = words if words.is_floating_point() else self.tokens(words)
         vectors = vectors + self.token_types(token_type_ids) + self.positions(position_ids)
         if seen is not None:
@@ -40,9 +40,14 @@ class RegionTextEmbeddings(nn.Module):
 
 
 class RegionEmbeddings(nn.Module):
-    """Features and boxes of regions, projected, normalised and put together."""
+    """Features and boxes of regions, projected, normalised and put together.
 
-    def __init__(self, config: MMRegionBertConfig) -> None:
+    Args:
+        config: Sizes and switches.
+        use_mask_token: Have learned vectors for hidden regions, where `config.region_mask_token`.
+    """
+
+    def __init__(self, config: MMRegionBertConfig, use_mask_token: bool = True) -> None:
         super().__init__()
         self.config = config
         width, eps = config.region_hidden_size, config.layer_norm_eps
@@ -59,7 +64,7 @@ class RegionEmbeddings(nn.Module):
         self.text_norm = nn.LayerNorm(width, eps=eps) if parts and config.text_sees_image else None
         self.token = nn.Parameter(torch.zeros(width)) if config.region_token else None
         self.end_token = nn.Parameter(torch.zeros(width)) if config.end_token else None
-        masks = config.region_mask_token
+        masks = config.region_mask_token and use_mask_token
         self.mask_feature = nn.Parameter(torch.zeros(config.region_feature_size)) if masks else None
         self.mask_token = nn.Parameter(torch.zeros(width)) if masks and config.region_token else None
         own = config.region_type is not None and config.region_type_table == "own"
@@ -91,8 +96,17 @@ class RegionEmbeddings(nn.Module):
             text: Embeddings of text, whose tables and norm regions may share.
 
         Returns:
-            (N, E), and (I, D) vectors of the whole images for the tokens of text, `None` where these see none.
+            (N, E), and (I, D) vectors of the whole images for the tokens of text, `None` where these see
+            none.
+
+        Raises:
+            ValueError: Regions are hidden, and there is no vector that stands for them.
         """
+        if masked is not None and self.config.region_mask_token and self.mask_feature is None:
+            raise ValueError(
+                "`masked_regions`: this head has no vector that stands for hidden regions; hide them in "
+                "`MMRegionBertForPreTraining` or the bare model, or leave them visible."
+            )
         config, weight = self.config, self.feature_projection.weight
         features = features.to(weight.dtype)
         hidden = None if masked is None else masked.flatten()[layout.image_places].bool()  # (M,)

@@ -3,12 +3,12 @@
 Bugliarello et al. 2021, "Multimodal Pretraining Unmasked: A Meta-Analysis and a Unified Framework of
 Vision-and-Language BERTs" (https://arxiv.org/abs/2011.15124).
 
-Padding is not computed: blocks run on the tokens of all rows side by side, only attention sees rows. So texts of any
-length with any number of regions cost what they hold.
+Padding is not computed: blocks run on the tokens of all rows side by side, only attention sees rows. So texts
+of any length with any number of regions cost what they hold.
 
-Shapes: B rows, L places of a text, I images, R places for regions, V = R and one for the whole image where a model
-has it, F width of features, D width of text tokens, E width of region tokens, P width of the pooled vector, W text
-tokens and N region tokens of all rows, H heads, S places of text and regions together.
+Shapes: B rows, L places of a text, I images, R places for regions, V = R and one for the whole image where a
+model has it, F width of features, D width of text tokens, E width of region tokens, P width of the pooled
+vector, W text tokens and N region tokens of all rows, H heads, S places of text and regions together.
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,8 @@ from ...layers.attention import Attention
 from ...layers.post_norm import PostNormBlock
 from .blocks_region_bert import BothWaysAttention, CoBlock, CrossBlock, RegionSeats, region_block, text_block
 from .configuration_region_bert import MMRegionBertConfig
+from .convert_region_bert_lxmert import LXMERT_CHECKPOINT
+from .convert_region_bert_visual_bert import VISUAL_BERT_CHECKPOINT
 from .embeddings_region_bert import RegionEmbeddings, RegionTextEmbeddings
 from .inputs_region_bert import check_region_inputs, check_texts_of_regions
 from .layout_region_bert import RegionBertLayout, lay_out_all_places, lay_out_tokens
@@ -67,7 +69,8 @@ class RegionBertOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: (B, L, D) of text; 0 at padding.
-        region_last_hidden_state: (B, V, E) of regions; 0 at padding. `own_regions` leaves out the whole image.
+        region_last_hidden_state: (B, V, E) of regions; 0 at padding. `own_regions` of the model leaves out
+            the whole image.
         pooler_output: (B, P).
         hidden_states: Of text, before the first block and after each: (B, L, D); those of "joint" blocks are
             (B, S, D), regions behind text.
@@ -119,9 +122,10 @@ class MMRegionBertPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrain
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    foreign_checkpoints = ()
+    foreign_checkpoints = (LXMERT_CHECKPOINT, VISUAL_BERT_CHECKPOINT)
     _no_split_modules = ["RegionEmbeddings", "RegionTextEmbeddings", "PostNormBlock", "CrossBlock", "CoBlock"]
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {
         "hidden_states": [
@@ -173,14 +177,18 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
     Args:
         config: Sizes and switches.
         add_pooling_layer: Give a vector of text and image, `pooler_output`.
+        use_mask_token: Have what stands for hidden regions, where `config.region_mask_token`; heads that hide
+            none have no use for it.
     """
 
     _keys_to_ignore_on_load_unexpected = weights_beside("pooler")
 
-    def __init__(self, config: MMRegionBertConfig, add_pooling_layer: bool = True) -> None:
+    def __init__(
+        self, config: MMRegionBertConfig, add_pooling_layer: bool = True, use_mask_token: bool = True
+    ) -> None:
         super().__init__(config)
         self.embeddings = RegionTextEmbeddings(config)
-        self.region_embeddings = RegionEmbeddings(config)
+        self.region_embeddings = RegionEmbeddings(config, use_mask_token)
         self.order = numbered_layers(config)  # (kind, number among its kind) of each block
         for kind, make in BLOCKS.items():
             count = len({number for other, number in self.order if other == kind})
@@ -216,8 +224,8 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             attention_mask: (B, L), 0 on padding, which may stand on either side of a text.
             token_type_ids: (B, L) segments of a text, such as 1 on object tags; all 0 when `None`.
             region_features: (I, R, F) of a detector.
-            region_boxes: (I, R, 4) left, top, right, bottom as shares of width and height. Not needed, and not
-                looked at, where `region_location` is "none".
+            region_boxes: (I, R, 4) left, top, right, bottom as shares of width and height. Not needed, and
+                not looked at, where `region_location` is "none".
             region_mask: (I, R), 1 on regions, 0 on padding, in any order; without it nothing is padding.
             inputs_embeds: (B, L, D) vectors of the words, instead of `input_ids`.
             masked_regions: (I, R), true where a region is hidden: a learned vector or zeros stand for its

@@ -74,6 +74,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "whole_image_region": True,
         "text_sees_image": True,
         "end_token": True,
+        "classifier": "transform",
+        "answer_state": "before_end",
+        "region_head_norm": False,
         "vocab_size": 30522,
         "task_weights": {"mlm": 1.0, "mrc_kl": 1.0},
         "task_rates": {},
@@ -88,6 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "region_norm": "none",
         "region_type": None,
         "region_mask_token": False,
+        "classifier": "linear",
         "vocab_size": 30522,
         "task_weights": {"mlm": 1.0, "tags": 1.0},
         "task_rates": {},
@@ -102,6 +106,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "region_type_table": "own",
         "region_position": "own",
         "region_mask_token": False,
+        "classifier": "linear",
+        "answer_state": "before_end",
+        "answers_as_distribution": True,
+        "images_together": True,
         "vocab_size": 30522,
         "task_weights": {"mlm": 1.0, "itm": 1.0},
         "task_rates": {},
@@ -129,7 +137,8 @@ def preset_fields(name: str, depth: int | None, changes: dict[str, Any]) -> dict
             cross-attention when these are not among the changes.
 
     Raises:
-        ValueError: No preset has this name, `depth` is not a positive number, or `layers` are given beside it.
+        ValueError: No preset has this name, `depth` is not a positive number, or `layers` are given beside
+            it.
     """
     if name not in PRESETS:
         raise ValueError(f"`name`={name!r} is no preset; there are {sorted(PRESETS)}.")
