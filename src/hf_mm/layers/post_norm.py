@@ -1,7 +1,7 @@
 """The post-norm transformer block of BERT.
 
-Vaswani et al. 2017, "Attention Is All You Need", figure 1 (https://arxiv.org/abs/1706.03762); Devlin et al. 2019,
-"BERT" (https://arxiv.org/abs/1810.04805).
+Vaswani et al. 2017, "Attention Is All You Need", figure 1 (https://arxiv.org/abs/1706.03762); Devlin et al.
+2019, "BERT" (https://arxiv.org/abs/1810.04805).
 """
 
 from torch import Tensor, nn

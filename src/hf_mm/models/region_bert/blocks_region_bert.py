@@ -1,8 +1,8 @@
 """The blocks in which text and regions meet without becoming one sequence.
 
-Tan and Bansal 2019, "LXMERT", section 2.2 (https://arxiv.org/abs/1908.07490): `CrossBlock`. Lu et al. 2019, "ViLBERT",
-section 2.2 (https://arxiv.org/abs/1908.02265): `CoBlock`. Where they do become one sequence, and where one of them is
-alone, the block is BERT's (`PostNormBlock`).
+Tan and Bansal 2019, "LXMERT", section 2.2 (https://arxiv.org/abs/1908.07490): `CrossBlock`. Lu et al. 2019,
+"ViLBERT", section 2.2 (https://arxiv.org/abs/1908.02265): `CoBlock`. Where they do become one sequence, and
+where one of them is alone, the block is BERT's (`PostNormBlock`).
 
 Shapes: (..., W, D) text and (..., N, E) regions: rows with padding, or the tokens of all rows side by side.
 """
@@ -20,7 +20,7 @@ from ...layers.packing import PackedRows
 from ...layers.post_norm import PostNormBlock
 from .configuration_region_bert import MMRegionBertConfig
 
-__all__ = ["CoBlock", "CrossBlock", "RegionSeats", "text_block", "region_block"]
+__all__ = ["CoBlock", "CrossBlock", "RegionSeats", "region_block", "text_block"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BothWaysAttention(Attention):
     def __init__(self, config: MMRegionBertConfig) -> None:
         super().__init__(config, num_heads=config.cross_num_attention_heads)
 
-    def forward(  # ty: ignore[invalid-method-override]
+    def forward(  # ty: ignore[incompatible-method-override]
         self, states: Tensor, words: int, seats: RegionSeats, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Mix regions into text and text into regions.
@@ -129,12 +129,14 @@ class CoBlock(GradientCheckpointingLayer):
     def __init__(self, config: MMRegionBertConfig) -> None:
         super().__init__()
         text, regions, eps = config.hidden_size, config.region_hidden_size, config.layer_norm_eps
-        inner = {"num_heads": config.cross_num_attention_heads, "inner_size": config.cross_hidden_size}
-        self.text_attention = Attention(config, regions, hidden_size=text, **inner)
+        heads, inner = config.cross_num_attention_heads, config.cross_hidden_size
+        self.text_attention = Attention(config, regions, hidden_size=text, num_heads=heads, inner_size=inner)
         self.text_attention_norm = nn.LayerNorm(text, eps=eps)
         self.text_mlp = MLP(config)
         self.text_mlp_norm = nn.LayerNorm(text, eps=eps)
-        self.region_attention = Attention(config, text, hidden_size=regions, **inner)
+        self.region_attention = Attention(
+            config, text, hidden_size=regions, num_heads=heads, inner_size=inner
+        )
         self.region_attention_norm = nn.LayerNorm(regions, eps=eps)
         self.region_mlp = MLP(config, regions, config.region_intermediate_size)
         self.region_mlp_norm = nn.LayerNorm(regions, eps=eps)

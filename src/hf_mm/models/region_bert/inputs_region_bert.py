@@ -1,6 +1,7 @@
 """What a region BERT is given: texts and regions that go together, or an error that says why not.
 
-Shapes: B texts, I images, L places of a text, R places for regions, F width of features, D width of text tokens.
+Shapes: B texts, I images, L places of a text, R places for regions, F width of features, D width of text
+tokens.
 """
 
 import torch
@@ -48,8 +49,8 @@ def check_texts_of_regions(
     most = config.max_position_embeddings - behind
     if words.shape[1] > most:
         raise ValueError(
-            f"`{name}` has rows of {words.shape[1]} tokens but the position table has room for {most}; truncate "
-            f"with `max_length={most}`."
+            f"`{name}` has rows of {words.shape[1]} tokens but the position table has room for {most}; "
+            f"truncate with `max_length={most}`."
         )
     return words
 
@@ -103,8 +104,8 @@ def check_region_inputs(
             )
     if image_features is not None and not config.whole_image_region:
         raise ValueError(
-            "`image_features` are those of the first region in models with `whole_image_region`=True; this one "
-            "has none, leave them out."
+            "`image_features` are those of the first region in models with `whole_image_region`=True; this "
+            "one has none, leave them out."
         )
     _check_index(len(words), len(features), region_index)
     texts, regions = words.shape[:2], features.shape[:2]
@@ -121,8 +122,8 @@ def check_region_inputs(
 def _check_index(texts: int, images: int, region_index: Tensor | None) -> None:
     if region_index is None and images != texts:
         raise ValueError(
-            f"{texts} texts and the regions of {images} images: give those of one image for each text, or say "
-            "by `region_index` whose go with each text."
+            f"{texts} texts and the regions of {images} images: give those of one image for each text, or "
+            "say by `region_index` whose go with each text."
         )
     if region_index is not None and (region_index.shape != (texts,) or region_index.is_floating_point()):
         raise ValueError(

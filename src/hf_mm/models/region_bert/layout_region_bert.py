@@ -3,9 +3,8 @@
 A text has tokens, an image regions; some models put the whole image before the regions and [END] behind them.
 What is padding is found out here, once for a batch and with one look at the numbers.
 
-Shapes: B rows, L places of a text, W text tokens of all rows, I images, R places for the regions of an image, V
-places with the whole image and [END], M regions of all images, N tokens of the region stream of all rows, S places
-of text and regions together.
+Shapes: B rows, L places of a text, W text tokens of all rows, I images, R places for the regions of an image,
+V places with the whole image and [END], M regions of all images, N tokens of the region stream of all rows.
 """
 
 from dataclasses import dataclass
@@ -62,15 +61,15 @@ class RegionBertLayout:
         text_output: The same in rows of L places.
         image_places: (M,) of each region among the I * R places.
         image_rows: (M,) the image of each region.
-        sources: (N,) what each token of the region stream is among: the whole images, the regions, [END]. `None`
-            when it is the regions as they are.
+        sources: (N,) what each token of the region stream is among the whole images, the regions and [END].
+            `None` when it is the regions as they are.
         region_tokens_rows: (N,) its row.
         is_end: (N,) bool, true on [END]; `None` without.
         regions: Where the tokens of the region stream stand in rows without gaps.
         region_output: The same in rows of V places.
         joint: Where text and regions stand in common rows without gaps.
-        joint_order: (W + N,) where text tokens, then those of the region stream, stand when those of a row stand
-            side by side.
+        joint_order: (W + N,) where text tokens, then those of the region stream, stand when those of a row
+            stand side by side.
         first_text: (B,) first token of each text.
         first_region: (B,) first token of the regions of each row.
         real_texts: (B, L) bool where there are tokens for padding too, else `None`.
@@ -116,7 +115,7 @@ def lay_out_tokens(given: RegionPlaces) -> RegionBertLayout:
         ValueError: A text without a token or with padding inside, an image without a region.
     """
     real, places = given.texts, given.of_rows
-    (rows, length), (images, most) = real.shape, given.regions.shape
+    (rows, length), most = real.shape, given.regions.shape[1]
     words, seen = real.sum(dim=1), places.sum(dim=1)
     tokens = seen + (given.before + given.behind)
     holes = (real[:, 1:] & ~real[:, :-1]).sum(dim=1) + real[:, 0] > 1  # more than one beginning

@@ -1,8 +1,8 @@
 """What a model is told of where a region is: four to seven numbers, or sines and cosines.
 
-Four: Tan and Bansal 2019 (LXMERT); five, with the area: Lu et al. 2019 (ViLBERT); six, with width and height: Li et
-al. 2020 (OSCAR); seven, with all of them: Chen et al. 2020 (UNITER); sines and cosines: Su et al. 2020 (VL-BERT),
-section 3.2, after Hu et al. 2018.
+Four: Tan and Bansal 2019 (LXMERT); five, with the area: Lu et al. 2019 (ViLBERT); six, with width and height:
+Li et al. 2020 (OSCAR); seven, with all of them: Chen et al. 2020 (UNITER); sines and cosines: Su et al. 2020
+(VL-BERT), section 3.2, after Hu et al. 2018.
 
 Shapes: M regions, K numbers, E frequencies.
 """

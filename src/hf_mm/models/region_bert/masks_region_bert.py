@@ -3,11 +3,13 @@
 Shapes: B rows, L places of a row of text, V places of a row of regions, W text tokens, N regions.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 from ...layers.packing import PackedRows
 from ..vilt.masks_vilt import row_mask
@@ -32,9 +34,7 @@ def seats_side_by_side(
     every = torch.ones_like(layout.region_tokens_rows, dtype=torch.bool)
     all_prefix = None if prefix is None else layout.join(prefix, every)
     rows = (layout.texts, layout.regions, layout.joint)
-    real = [
-        None if part.full else part.unpack(torch.ones_like(part.places, dtype=torch.bool)) for part in rows
-    ]
+    real = tuple(None if part.full else _real(part) for part in rows)
     return _seats(config, rows, real, (prefix, all_prefix), tokens, packed=True)
 
 
@@ -42,60 +42,76 @@ def seats_in_rows(
     config: MMRegionBertConfig, layout: RegionBertLayout, tokens: Tensor, prefix: Tensor | None
 ) -> RegionSeats:
     """The same of tokens in the rows of the output, padding between them: text, then regions."""
-    rows = (layout.text_output, layout.region_output)
-    real = [layout.real_texts, layout.real_regions]
-    for number, part in enumerate(rows):
-        if real[number] is None:
-            real[number] = part.unpack(torch.ones_like(part.places, dtype=torch.bool))
-    (count, length), width = real[0].shape, real[1].shape[1]
-    places = torch.arange(count * (length + width), device=tokens.device)
-    joint = PackedRows(places, count, length + width, full=True)
-    texts, regions = (
-        PackedRows(torch.arange(part.numel(), device=tokens.device), *part.shape, full=True) for part in real
-    )
+    texts = _real(layout.text_output) if layout.real_texts is None else layout.real_texts  # (B, L)
+    regions = _real(layout.region_output) if layout.real_regions is None else layout.real_regions  # (B, V)
+    real = (texts, regions, torch.cat((texts, regions), dim=1))
+    rows = tuple(_every_place(part) for part in real)
     all_prefix = None
     if prefix is not None:
         prefix = layout.text_output.unpack(prefix)  # (B, L)
-        all_prefix = torch.cat((prefix, torch.ones_like(real[1])), dim=1).flatten()
+        all_prefix = torch.cat((prefix, torch.ones_like(regions)), dim=1).flatten()
         prefix = prefix.flatten()
-    real.append(torch.cat(real, dim=1))
-    return _seats(config, (texts, regions, joint), real, (prefix, all_prefix), tokens, packed=False)
+    return _seats(config, rows, real, (prefix, all_prefix), tokens, packed=False)
+
+
+def _real(rows: PackedRows) -> Tensor:
+    """(B, L) bool, true where a token stands."""
+    return rows.unpack(torch.ones_like(rows.places, dtype=torch.bool))
+
+
+def _every_place(real: Tensor) -> PackedRows:
+    return PackedRows(torch.arange(real.numel(), device=real.device), *real.shape, full=True)
 
 
 def _seats(
     config: MMRegionBertConfig,
-    rows: tuple[PackedRows, PackedRows, PackedRows],
-    real: list[Tensor | None],
+    rows: tuple[PackedRows, ...],
+    real: tuple[Tensor | None, ...],
     prefix: tuple[Tensor | None, Tensor | None],
     tokens: Tensor,
     packed: bool,
 ) -> RegionSeats:
+    """What the kinds of blocks need, of texts, regions and both together."""
     kinds, (texts, regions, joint) = set(config.layers), rows
-    alone, between = kinds & {"text", "cross"}, kinds & {"cross", "co"}
-    region_alone = kinds & {"region", "cross"}
-    readable = real[0]
+    between = kinds & {"cross", "co"}
+    readable = real[0]  # of text, from regions
     if prefix[0] is not None:
         readable = texts.unpack(prefix[0]) if readable is None else texts.unpack(prefix[0]) & readable
+    own = partial(_own_mask, config, tokens, packed)
+    other = partial(_other_mask, config, tokens, packed)
     return RegionSeats(
         *(rows if packed else (None, None, None)),
-        text_mask=_own(config, texts, tokens, prefix[0], real[0]) if alone else None,
-        region_mask=_own(config, regions, tokens, None, real[1]) if region_alone else None,
-        joint_mask=_own(config, joint, tokens, prefix[1], real[2]) if "joint" in kinds else None,
-        text_to_regions=_between(config, texts, regions, tokens, real[1]) if between else None,
-        regions_to_text=_between(config, regions, texts, tokens, readable) if between else None,
+        text_mask=own(texts, prefix[0], real[0]) if kinds & {"text", "cross"} else None,
+        region_mask=own(regions, None, real[1]) if kinds & {"region", "cross"} else None,
+        joint_mask=own(joint, prefix[1], real[2]) if "joint" in kinds else None,
+        text_to_regions=other(texts, regions, real[1]) if between else None,
+        regions_to_text=other(regions, texts, readable, prefix[0] is None) if between else None,
     )
 
 
-def _own(
-    config: MMRegionBertConfig, rows: PackedRows, tokens: Tensor, prefix: Tensor | None, real: Tensor | None
+def _own_mask(
+    config: MMRegionBertConfig,
+    tokens: Tensor,
+    packed: bool,
+    rows: PackedRows,
+    prefix: Tensor | None,
+    real: Tensor | None,
 ) -> Any:
-    return row_mask(config, rows, tokens.new_empty(len(rows.places), 1), prefix, real)
+    """Who sees whom within rows."""
+    return row_mask(config, rows, tokens.new_empty(len(rows.places), 1), prefix, real, bounded=packed)
 
 
-def _between(
-    config: MMRegionBertConfig, rows: PackedRows, context: PackedRows, tokens: Tensor, real: Tensor | None
+def _other_mask(
+    config: MMRegionBertConfig,
+    tokens: Tensor,
+    packed: bool,
+    rows: PackedRows,
+    context: PackedRows,
+    real: Tensor | None,
+    all_readable: bool = True,
 ) -> Any:
-    if real is None:
+    """Who sees whom in other rows: all that `real`, (B, K) bool, names."""
+    if real is None or (packed and all_readable and is_flash_attention_requested(config)):
         return None
     query = tokens.new_empty(rows.rows, rows.length, 1)
     key = tokens.new_empty(context.rows, context.length, 1)
