@@ -36,6 +36,10 @@ class Toy(ForeignCheckpoint):
     )
 
 
+class Cousin(Toy):
+    foreign_prefix = "trunk."
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -64,6 +68,12 @@ class TestNames:
         theirs = Toy().weights_to(ours)
         assert list(theirs) == ["body.layer.3.11.attention.weight", "lm_head"]
         assert list(Toy().weights_from(theirs)) == list(ours)
+
+    def test_the_part_before_the_names_may_be_another_on_each_side(self):
+        ours = {"body.head": torch.zeros(1), "head": torch.ones(1)}
+        theirs = Cousin().weights_to(ours)
+        assert list(theirs) == ["trunk.lm_head", "lm_head"]
+        assert list(Cousin().weights_from(theirs)) == list(ours)
 
     def test_further_names_are_read(self):
         assert list(Toy().weights_from({"h.0.1.bias": torch.zeros(1)})) == ["blocks.0.mix.1.bias"]

@@ -51,6 +51,7 @@ class ForeignCheckpoint:
             versions, or of modules as opposed to files). `{}` stands for a number, `*` for all the rest of
             the name; each as often on both sides. The first row that fits counts.
         prefix: Put before the names of `names` by heads, on both sides; "" for none.
+        foreign_prefix: The same on the foreign side, where it is another there.
         unused: Patterns of foreign names that are not read: a saved 0, 1, 2, ..., another tower.
         may_lack: Patterns of foreign weights that an exported folder need not hold.
         beside: JSON files next to `config.json` that `config_from` also wants, such as a tokenizer's; they
@@ -64,6 +65,7 @@ class ForeignCheckpoint:
     defaults: Mapping[str, Any] = {}
     fixed: Mapping[str, Any] = {}
     prefix: str = ""
+    foreign_prefix: str | None = None
     unused: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
@@ -127,12 +129,14 @@ class ForeignCheckpoint:
 
     def renamed(self, name: str, source: slice, target: int) -> str | None:
         """`name` from one of the columns `source` of the table to the column `target`; None if unknown."""
-        prefix = self.prefix if self.prefix and name.startswith(self.prefix) else ""
+        prefixes = self.prefix, self.prefix if self.foreign_prefix is None else self.foreign_prefix
+        given, wanted = prefixes if target else prefixes[::-1]
+        given, wanted = (given, wanted) if given and name.startswith(given) else ("", "")
         for row in self.names:
             for pattern in row[source]:
-                match = _compiled(pattern).fullmatch(name.removeprefix(prefix))
+                match = _compiled(pattern).fullmatch(name.removeprefix(given))
                 if match:
-                    return prefix + re.sub(r"\{\}|\*", "%s", row[target]) % match.groups()
+                    return wanted + re.sub(r"\{\}|\*", "%s", row[target]) % match.groups()
         return None
 
     def _rename(self, weights: Mapping[str, Tensor], source: slice, target: int) -> dict[str, Tensor]:
