@@ -52,7 +52,7 @@ def of_full_rows(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
 
 
 def install(monkeypatch):
-    """Have transformers call these for `flash_attention_2`; the calls for rows are noted in what is returned."""
+    """Let transformers call these for `flash_attention_2`; returns a list of the calls for rows."""
     calls, utils = [], modeling_flash_attention_utils
 
     def noted(*tensors, **options):

@@ -149,7 +149,6 @@ def test_the_pixels_are_projected_once_for_a_text():
             "13 tokens are asked for, prompt included, but the position table ends at 12",
         ),
         ({"max_length": 13}, "13 tokens are asked for"),
-        ({"use_cache": True}, "`use_cache`=True: this model keeps no keys and values"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]] * 3)}, "A prompt ends with padding"),
     ],
 )

@@ -14,28 +14,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...objectives.batch_mean import labelled_cross_entropy
 from ...objectives.masked_language import check_place_labels
+from .cache_vilt import ViltCache
 from .configuration_vilt import MMViltConfig
 from .modeling_vilt import MMViltModel, MMViltPreTrainedModel, weights_but
 from .text_heads_vilt import ViltPredictionHead
 
 __all__ = ["MMViltForImageToText"]
 
-# What stays as it is while a text is written.
+# What `generate` gives on: what is read, and what is asked.
 LASTING = ("attention_mask", "token_type_ids", "pixel_values", "pixel_mask", "patch_embeds")
+ASKED = ("logits_to_keep", "output_hidden_states", "output_attentions")
 
 
 class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
     """Continues a text about an image; its head of words is that of `MMViltForMaskedLM`.
 
-    No keys and values are kept between words: texts have 40 tokens at most, and the projected patches are
-    made once.
+    What is written does not change what the image and the prompt are to it: `generate` reads them once, and
+    then one token at a time, with the keys and values of those before.
     """
 
     towers = {"encoder": ("vilt.",), "head": ("mlm_head.",)}
@@ -65,8 +67,10 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         prefix_mask: Tensor | None = None,
         labels: Tensor | None = None,
         patch_embeds: Tensor | None = None,
+        past_key_values: ViltCache | None = None,
+        logits_to_keep: int = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         """Guess the word after each place.
 
         Args:
@@ -80,6 +84,9 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
             labels: (B, L), the token at each place of the text to be written, -100 elsewhere. The place
                 before it is where it is guessed.
             patch_embeds: (B, G, F, D), instead of `pixel_values`.
+            past_key_values: Where keys and values are kept, for `generate`. Rows that continue one prompt
+                stand side by side; it is read once for all of them.
+            logits_to_keep: How many of the last places get logits; 0 for all.
             **kwargs: `num_items_in_batch`: labels in the whole batch of which this is a part.
 
         Returns:
@@ -93,26 +100,49 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         count: Any = kwargs.pop("num_items_in_batch", None)
         if labels is not None:
             prefix_mask = _prefix(labels, prefix_mask, input_ids)
-        image: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        image["patch_embeds"] = patch_embeds
-        masks: dict[str, Any] = {"attention_mask": attention_mask, "prefix_mask": prefix_mask}
-        encoded = self.vilt(input_ids, token_type_ids=token_type_ids, **masks, **image, **kwargs)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"token_type_ids": token_type_ids, "prefix_mask": prefix_mask}
+        inputs |= {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "patch_embeds": patch_embeds}
+        encoded = self._encode(inputs, past_key_values, **kwargs)
         states = encoded.last_hidden_state[:, : input_ids.shape[1]]  # (B, L, D)
         loss = logits = None
         if labels is None or not self.training or torch.compiler.is_compiling():
-            logits = self.mlm_head(states)  # (B, L, W)
+            wanted = states if labels is not None else states[:, -logits_to_keep:]
+            logits = self.mlm_head(wanted)  # (B, L, W)
         if labels is not None:
-            check_place_labels(labels, states)
-            following = pad(labels[:, 1:], (0, 1), value=-100).flatten()  # (B * L,)
-            if logits is None:
-                counted = (following != -100).nonzero().squeeze(1)
-                words, following = self.mlm_head(states.flatten(0, 1)[counted]), following[counted]
-            else:
-                words = logits.flatten(0, 1)
-            loss = labelled_cross_entropy(words, following, count)
-        return CausalLMOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            loss = self._loss(states, logits, labels, count)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=None if logits is None else logits[:, -logits_to_keep:],
+            past_key_values=past_key_values,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
+
+    def _encode(self, inputs: dict[str, Any], past_key_values: ViltCache | None, **kwargs: Any) -> Any:
+        """What the encoder makes of rows; a prompt that several rows continue is read once."""
+        copies = 1
+        if past_key_values is not None and not past_key_values.filled and not self.vilt.records(kwargs):
+            copies = len(inputs["input_ids"]) // past_key_values.prompts
+        if copies > 1:
+            inputs = {name: part if part is None else part[::copies] for name, part in inputs.items()}
+        encoded = self.vilt(**inputs, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None and copies > 1:
+            past_key_values.batch_repeat_interleave(copies)
+            encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(copies, dim=0)
+        return encoded
+
+    def _loss(
+        self, states: Tensor, logits: Tensor | None, labels: Tensor, count: Tensor | int | None
+    ) -> Tensor:
+        """The loss of (B, L) labels, each guessed from the state (B, L, D) before it."""
+        check_place_labels(labels, states)
+        following = pad(labels[:, 1:], (0, 1), value=-100).flatten()  # (B * L,)
+        if logits is not None:
+            return labelled_cross_entropy(logits.flatten(0, 1), following, count)
+        counted = (following != -100).nonzero().squeeze(1)
+        words = self.mlm_head(states.flatten(0, 1)[counted])
+        return labelled_cross_entropy(words, following[counted], count)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
@@ -122,14 +152,15 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
             inputs: (B, L) prompts, all prefix, also as `input_ids`; the token that begins a text by default.
                 Prompts of unequal length are to be padded on the left.
             **kwargs: `pixel_values`, masks, and all that transformers' `generate` takes. Without a length a
-                text may have as many tokens as there are positions.
+                text may have as many tokens as there are positions. `use_cache=False` reads image and text
+                anew for each word.
 
         Returns:
             (B, ...) token ids, prompts included, or what transformers' `generate` returns when asked.
 
         Raises:
             ValueError: More tokens are asked for than there are positions, a prompt ends with padding, or a
-                cache is asked for.
+                cache of another kind is asked for.
         """
         pixels = kwargs.pop("pixel_values", None)
         if pixels is not None:
@@ -144,21 +175,38 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         self._check_generation(ids, mask, kwargs)
         if not {"max_length", "max_new_tokens", "generation_config"} & set(kwargs):
             kwargs["max_length"] = self.config.max_position_embeddings
-        kwargs.setdefault("prefix_mask", mask)
-        options: Any = kwargs | {"use_cache": False}
+        if self._keeps(kwargs):
+            kwargs["past_key_values"] = ViltCache(self.config, len(ids))
+        else:
+            kwargs.setdefault("prefix_mask", mask)
+        options: Any = kwargs
         return super().generate(ids, **options)  # ty: ignore[invalid-argument-type]
 
     def prepare_inputs_for_generation(  # ty: ignore[incompatible-method-override]
-        self, input_ids: Tensor, prefix_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: ViltCache | None = None,
+        prefix_mask: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """What `forward` is given next: the text so far, of which the prompt alone is prefix."""
-        assert prefix_mask is not None
-        prefix = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
-        return {
-            "input_ids": input_ids,
-            "prefix_mask": prefix,
-            **{name: kwargs[name] for name in LASTING if kwargs.get(name) is not None},
-        }
+        """What `forward` is given next: the text so far, with the prompt as its prefix, or what is new."""
+        given: dict[str, Any] = {name: kwargs[name] for name in LASTING if kwargs.get(name) is not None}
+        given |= {"input_ids": input_ids, "past_key_values": past_key_values}
+        if past_key_values is not None and past_key_values.filled:
+            new = next_sequence_length or 1
+            text = {name: given[name][:, -new:] for name in ("input_ids", "token_type_ids") if name in given}
+            given = {**text, "past_key_values": past_key_values}
+        elif prefix_mask is not None:
+            given["prefix_mask"] = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
+        asked = {name: kwargs[name] for name in ASKED if kwargs.get(name) is not None}
+        return given | asked
+
+    def _keeps(self, kwargs: dict[str, Any]) -> bool:
+        """Whether keys and values are kept, as they are unless something says no."""
+        given = kwargs.get("use_cache")
+        config = kwargs.get("generation_config") or self.generation_config
+        return bool(given) if given is not None else config.use_cache is not False
 
     def _check_generation(self, ids: Tensor, mask: Tensor, kwargs: dict[str, Any]) -> None:
         most = self.config.max_position_embeddings
@@ -174,8 +222,12 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
                 'A prompt ends with padding, where its continuation belongs; set `padding_side="left"` on '
                 "the tokenizer."
             )
-        if kwargs.get("use_cache"):
-            raise ValueError("`use_cache`=True: this model keeps no keys and values; leave it out.")
+        for name in ("past_key_values", "cache_implementation"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` is given as {kwargs[name]!r:.80}; this model makes the cache itself. Leave it "
+                    "out, or pass `use_cache=False` for none."
+                )
 
 
 def _prefix(labels: Tensor, prefix_mask: Tensor | None, input_ids: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The prefix mask is that of Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
 Text-to-Text Transformer", figure 4 (https://arxiv.org/abs/1910.10683).
 
-Shapes: B rows, R places of a row, T tokens, D width.
+Shapes: B rows, R places of a row, T tokens, S tokens that follow K - S others, D width.
 """
 
 from typing import Any
@@ -12,14 +12,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 from ...layers.packing import PackedRows
 
-__all__ = ["row_mask"]
+__all__ = ["following_mask", "row_mask"]
 
 
 def row_mask(
-    config: PreTrainedConfig, rows: PackedRows, tokens: Tensor, seen: Tensor | None, real: Tensor | None
+    config: PreTrainedConfig,
+    rows: PackedRows,
+    tokens: Tensor,
+    seen: Tensor | None,
+    real: Tensor | None,
+    bounded: bool = False,
 ) -> Any:
     """The attention mask of rows, in the form that the kernel takes.
 
@@ -29,6 +35,7 @@ def row_mask(
         tokens: (T, D); its dtype and device are those of the mask.
         seen: (T,) bool, true on the prefix: what everybody sees; `None` when all is prefix.
         real: (B, R) bool, false where a token is padding; `None` when no token is.
+        bounded: A kernel that can is told where rows begin and end, see `PackedRows.flash_arguments`.
 
     Returns:
         What `Attention` takes as `attention_mask`; `None` when every place sees every place.
@@ -36,6 +43,8 @@ def row_mask(
     Raises:
         ValueError: A prefix, and a kernel that takes no mask of one's own.
     """
+    if bounded and seen is None and is_flash_attention_requested(config):
+        return None
     full = real is None and len(tokens) == rows.rows * rows.length
     if real is None and not full:
         real = rows.unpack(torch.ones_like(tokens[:, 0], dtype=torch.bool))
@@ -51,6 +60,28 @@ def row_mask(
     if real is not None:
         visible = visible & real.unsqueeze(1)
     return _for_kernel(config._attn_implementation, visible.unsqueeze(1), tokens.dtype)
+
+
+def following_mask(config: PreTrainedConfig, states: Tensor, real: Tensor) -> Any:
+    """The attention mask of tokens that follow others: they see what was before, and their own past.
+
+    Args:
+        config: Says which kernel.
+        states: (B, S, D) of these tokens.
+        real: (B, K) bool, false where there is padding; the last S are these tokens.
+
+    Returns:
+        What `Attention` takes as `attention_mask`.
+
+    Raises:
+        ValueError: Several tokens, and a kernel that takes no mask of one's own.
+    """
+    count, every = states.shape[1], real.shape[1]
+    if count == 1:  # any kernel can hide padding
+        keys = states.new_empty(len(real), every, 1)
+        return create_bidirectional_mask(config, states, real, keys, allow_is_bidirectional_skip=False)
+    past = torch.ones(count, every, dtype=torch.bool, device=real.device).tril(every - count)
+    return _for_kernel(config._attn_implementation, (real.unsqueeze(1) & past).unsqueeze(1), states.dtype)
 
 
 def _for_kernel(kernel: str, visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,12 +26,13 @@ from ...hub.interop import ForeignLoadingMixin
 from ...hub.saving import AtomicSaveMixin
 from ...layers.attention import Attention
 from ...layers.blocks import PreNormBlock
+from .cache_vilt import ViltCache
 from .configuration_vilt import MMViltConfig
 from .convert_vilt import VILT_CHECKPOINT
 from .embeddings_vilt import ViltEmbeddings
 from .inputs_vilt import check_images, check_texts, patch_grids
 from .layout_vilt import ViltLayout, lay_out, lay_out_padded
-from .masks_vilt import row_mask
+from .masks_vilt import following_mask, row_mask
 
 __all__ = ["MMViltModel", "MMViltPreTrainedModel", "weights_but"]
 
@@ -79,6 +80,7 @@ class MMViltPreTrainedModel(AtomicSaveMixin, ForeignLoadingMixin, PreTrainedMode
     foreign_checkpoints = (VILT_CHECKPOINT,)
     _no_split_modules = ["ViltEmbeddings", "PreNormBlock"]
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": PreNormBlock, "attentions": Attention}
 
@@ -160,6 +162,7 @@ class MMViltModel(MMViltPreTrainedModel):
         image_index: Tensor | None = None,
         bool_masked_patches: Tensor | None = None,
         prefix_mask: Tensor | None = None,
+        past_key_values: ViltCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode texts, each with an image.
@@ -179,6 +182,8 @@ class MMViltModel(MMViltPreTrainedModel):
                 then no patch is left out by `max_patches`.
             prefix_mask: (B, L), 1 on the text that every token sees, as it sees the image. The text that
                 follows sees also what stands before it, and nobody else sees it. All is prefix by default.
+            past_key_values: Where keys and values are kept. Once it is filled, `input_ids` (B, S) and their
+                segments are what follows, nothing else is given, and `last_hidden_state` is (B, S, D).
             **kwargs: `output_hidden_states`, `output_attentions` (eager kernel only); with them, and under
                 `torch.compile`, padding is computed and hidden.
 
@@ -192,6 +197,8 @@ class MMViltModel(MMViltPreTrainedModel):
             ValueError: A text longer than the position table, without a token or with padding inside; an
                 image without a patch; numbers of texts, images and masks that do not go together.
         """
+        if past_key_values is not None and past_key_values.filled:
+            return self._read_on(input_ids, token_type_ids, past_key_values, **kwargs)
         words = check_texts(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
         check_images(self.config, len(words), pixel_values, pixel_mask, patch_embeds, image_index)
         if pixel_values is not None:
@@ -199,7 +206,12 @@ class MMViltModel(MMViltPreTrainedModel):
         modalities = self._modalities(image_token_type_idx, words)
         image = (patch_embeds, pixel_mask, image_index, modalities, bool_masked_patches)
         tokens, layout = self._embed(words, attention_mask, token_type_ids, *image)
-        return self._encode(tokens, layout, prefix_mask, **kwargs)
+        if past_key_values is not None:
+            real = layout.real
+            if real is None:
+                real = layout.output.unpack(torch.ones_like(tokens[:, 0], dtype=torch.bool))
+            past_key_values.begin(real, words.shape[1])
+        return self._encode(tokens, layout, prefix_mask, past_key_values, **kwargs)
 
     def _embed(
         self,
@@ -231,20 +243,28 @@ class MMViltModel(MMViltPreTrainedModel):
         return tokens, layout
 
     def _encode(
-        self, tokens: Tensor, layout: ViltLayout, prefix_mask: Tensor | None, **kwargs: Any
+        self,
+        tokens: Tensor,
+        layout: ViltLayout,
+        prefix_mask: Tensor | None,
+        past_key_values: ViltCache | None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """The blocks, on tokens side by side or, where hidden states are to be seen, on rows."""
         seen = None if prefix_mask is None else self._seen(prefix_mask, layout)
-        if torch.compiler.is_compiling() or self._records(kwargs):
+        layers = [None] * len(self.blocks) if past_key_values is None else past_key_values.layers
+        if torch.compiler.is_compiling() or self.records(kwargs):
             mask = row_mask(self.config, layout.output, tokens, seen, layout.real)
             states = layout.output.unpack(tokens)  # (B, S, D)
-            for block in self.blocks:
-                states = block(states, attention_mask=mask, **kwargs)
+            for block, kept in zip(self.blocks, layers, strict=True):
+                states = block(states, attention_mask=mask, kept=kept, **kwargs)
             tokens = layout.output.pack(states)
         else:
-            mask = row_mask(self.config, layout.rows, tokens, seen, None)
-            for block in self.blocks:
-                tokens = block(tokens, attention_mask=mask, packed_rows=layout.rows, **kwargs)
+            # Keys that are kept have the places of the text first, to be found again.
+            rows = layout.rows if past_key_values is None else layout.output
+            mask = row_mask(self.config, rows, tokens, seen, None, bounded=past_key_values is None)
+            for block, kept in zip(self.blocks, layers, strict=True):
+                tokens = block(tokens, attention_mask=mask, packed_rows=rows, kept=kept, **kwargs)
         tokens = self.norm(tokens)
         states = layout.output.unpack(tokens)
         if layout.real is not None:
@@ -253,6 +273,20 @@ class MMViltModel(MMViltPreTrainedModel):
             last_hidden_state=states,
             pooler_output=None if self.pooler is None else self.pooler(tokens[layout.first]),
         )
+
+    def _read_on(
+        self, words: Tensor | None, token_type_ids: Tensor | None, past_key_values: ViltCache, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """The states, (B, S, D), of (B, S) words that follow what was read."""
+        assert words is not None
+        positions, real = past_key_values.go_on(words.shape[1])  # (B, S), (B, K)
+        segments = torch.zeros_like(words) if token_type_ids is None else token_type_ids
+        text = self.embeddings.text(words.flatten(), positions.flatten(), segments.flatten())
+        states = (text + self.embeddings.modalities.weight[0]).unflatten(0, words.shape)  # (B, S, D)
+        mask = following_mask(self.config, states, real)
+        for block, kept in zip(self.blocks, past_key_values.layers, strict=True):
+            states = block(states, attention_mask=mask, kept=kept, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=self.norm(states))
 
     @staticmethod
     def _seen(prefix_mask: Tensor, layout: ViltLayout) -> Tensor:
@@ -284,7 +318,7 @@ class MMViltModel(MMViltPreTrainedModel):
                 f"{tuple(bool_masked_patches.shape)} of {bool_masked_patches.dtype}."
             )
 
-    def _records(self, kwargs: Mapping[str, Any]) -> bool:
+    def records(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether hidden states or attentions are asked for, which come in rows."""
         asked = (kwargs.get(name, getattr(self.config, name)) for name in RECORDED)
         return any(flag not in (False, None) for flag in asked)
