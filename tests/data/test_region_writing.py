@@ -105,7 +105,7 @@ def fill_with(folder, images):
 
 def test_what_is_held_is_written_when_another_image_is_faulty(tmp_path):
     faulty = {"boxes": np.zeros((0, 4)), "features": np.zeros((0, FEATURES))}
-    with pytest.raises(ValueError, match="Image 'none' has no regions; give the whole image as one"):
+    with pytest.raises(ValueError, match="Image 'none' has no regions; leave it out"):
         fill_with(tmp_path, {0: regions(0), "none": faulty})
     assert list(RegionStore(tmp_path)) == ["0"]
 
@@ -150,14 +150,14 @@ GOOD = [0.1, 0.1, 0.5, 0.5]
         ({"boxes": [GOOD]}, r"Image 'a' has no `features`, only \['boxes'\]"),
         (
             boxes(GOOD, [0.5, 0.1, 0.5, 0.9]),
-            r"Image 'a', region 1 has the box \[0.5, 0.1, 0.5, 0.9\]; it must",
+            r"Image 'a', region 1: the box \[0.5, 0.1, 0.5, 0.9\] has no area",
         ),
         (
             boxes([0, 0, 64, 48]),
-            r"region 0 has the box \[0.0, 0.0, 64.0, 48.0\].*0..1 \(for pixels set `box_fo",
+            r"Image 'a': `boxes` must be .* as shares of the image in 0..1, got a maximum of 64; divide",
         ),
-        (boxes([-0.1, 0, 1, 1]), r"region 0 has the box \[-0.1, "),
-        (boxes(GOOD, [float("nan"), 0, 1, 1]), "Image 'a', region 1: `boxes` has a value that is not finite"),
+        (boxes([-0.1, 0, 1, 1]), r"Image 'a', region 0: the box \[-0.1, "),
+        (boxes(GOOD, [float("nan"), 0, 1, 1]), r"Image 'a', region 1: the box \[nan, "),
         (
             boxes(GOOD, features=np.zeros((1, 7))),
             r"`features` must be \(1, 8\), got \(1, 7\); features of anoth",
@@ -190,7 +190,10 @@ def test_regions_that_cannot_be_are_named(given, message, tmp_path):
     ("given", "message"),
     [
         (boxes([0, 0, 64, 48]), "has boxes in pixels but no `image_size`"),
-        (boxes([0, 0, 65, 48], image_size=(64, 48)), r"has the box \[0.0, 0.0, 65.0, 48.0\].* of 64x48 px"),
+        (
+            boxes([0, 0, 65, 48], image_size=(64, 48)),
+            r"the box \[0, 0, 65, 48\] is not in the image, its 64x48 px",
+        ),
         (
             boxes(GOOD, image_size=(64, 48)),
             r"of 64x48 px has boxes up to 0.5 px.*; set `box_format='shares'`",

@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..hub.saving import UNFINISHED, atomic_write
+from ..imaging.box_shares import box_shares
 from .region_shards import RegionShard, StoredRegions, save_shard
 from .region_store import FORMAT, INDEX, index_lock, open_shard, read_index, write_index
 
 __all__ = ["RegionStoreWriter"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-ROUNDING = 1e-4  # of the image: so far may a box be outside, and is then cut
 RESERVED = ("offsets", "checksums")
 
 
@@ -230,53 +230,28 @@ class RegionStoreWriter:
 
     def _checked(self, name: str, image_id: str, regions: Mapping[str, Any]) -> StoredRegions:
         for key in ("boxes", "features"):
-            if key not in regions:
+            if regions.get(key) is None:
                 raise ValueError(f"{name} has no `{key}`, only {sorted(regions)}.")
         arrays = {
             key: _tensor(value, f"{name}, `{key}`")
             for key, value in regions.items()
-            if key not in ("image_size", "tags") and value is not None
+            if key not in ("boxes", "image_size", "tags") and value is not None
         }
-        count, wanted = len(arrays["boxes"]), {"features": self._about["feature_size"], "boxes": 4}
-        if not count:
-            raise ValueError(f"{name} has no regions; give the whole image as one, or leave the image out.")
+        size = _size(regions.get("image_size"), name)
+        boxes = box_shares(regions["boxes"], size, self.box_format, name)
+        count, wanted = len(boxes), self._about["feature_size"]
         for key, array in arrays.items():
-            shape = (count, wanted[key]) if key in wanted else (count, *array.shape[1:2])
+            shape = (count, wanted) if key == "features" else (count, *array.shape[1:2])
             if tuple(array.shape) != shape or key in RESERVED:
                 raise ValueError(f"{name}: `{key}` must be {shape}, got {tuple(array.shape)}; {_hint(key)}.")
-        size = _size(regions.get("image_size"), name)
-        arrays["boxes"] = self._shares(arrays["boxes"].float(), size, name)
         tags = regions.get("tags")
         if tags is not None and (len(tags) != count or not all(isinstance(tag, str) for tag in tags)):
             raise ValueError(
                 f"{name} has the `tags` {list(tags)!r:.200}; give a word for each of its {count} regions."
             )
         columns = {key: self._as_stored(key, array, name) for key, array in arrays.items()}
-        return StoredRegions(image_id, columns, size, None if tags is None else list(tags))
-
-    def _shares(self, boxes: Tensor, size: tuple[int, int], name: str) -> Tensor:
-        """Boxes (r, 4) as shares of the image."""
-        shares = boxes
-        if self.box_format == "pixels":
-            if not size[0]:
-                raise ValueError(f"{name} has boxes in pixels but no `image_size` (width, height); give it.")
-            if boxes.max() <= 1 and min(size) > 2:
-                raise ValueError(
-                    f"{name} of {size[0]}x{size[1]} px has boxes up to {boxes.max():.4g} px, which look like "
-                    "shares of the image; set `box_format='shares'`."
-                )
-            shares = boxes / torch.tensor([*size, *size])
-        outside = (shares < -ROUNDING) | (shares > 1 + ROUNDING)
-        empty = ((shares[:, 2:] <= shares[:, :2]).any(1) | outside.any(1)).nonzero()
-        if len(empty):
-            row = int(empty[0])
-            limits = f"the image of {size[0]}x{size[1]} px" if self.box_format == "pixels" else "0..1"
-            advice = " (for pixels set `box_format='pixels'`)" if self.box_format == "shares" else ""
-            raise ValueError(
-                f"{name}, region {row} has the box {[round(x, 4) for x in boxes[row].tolist()]}; it must be "
-                f"x1 < x2, y1 < y2 in {limits}{advice}."
-            )
-        return shares.clamp(0, 1)
+        columns["boxes"] = boxes
+        return StoredRegions(image_id, columns, size or (0, 0), None if tags is None else list(tags))
 
     def _as_stored(self, key: str, array: Tensor, name: str) -> Tensor:
         if not array.is_floating_point():
@@ -284,8 +259,7 @@ class RegionStoreWriter:
         if not array.isfinite().all():
             row = int((~array.isfinite()).reshape(len(array), -1).any(1).nonzero()[0])
             raise ValueError(f"{name}, region {row}: `{key}` has a value that is not finite.")
-        matrix = array.dim() == 2 and key != "boxes"
-        kept = array.to(DTYPES[self._about["dtype"]] if matrix else torch.float32)
+        kept = array.to(DTYPES[self._about["dtype"]] if array.dim() == 2 else torch.float32)
         if not kept.isfinite().all():
             raise ValueError(
                 f"{name}: `{key}` has {float(array.abs().max()):.4g}, more than {kept.dtype} holds; store "
@@ -296,7 +270,7 @@ class RegionStoreWriter:
 
 def _tensor(value: Any, name: str) -> Tensor:
     try:
-        array = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value)).detach().cpu()
+        array = torch.as_tensor(value if isinstance(value, Tensor) else np.array(value)).detach().cpu()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is no array of numbers ({error}).") from error
     if array.dim() not in (1, 2) or array.is_complex() or array.dtype == torch.bool:
@@ -306,9 +280,9 @@ def _tensor(value: Any, name: str) -> Tensor:
     return array
 
 
-def _size(size: Any, name: str) -> tuple[int, int]:
+def _size(size: Any, name: str) -> tuple[int, int] | None:
     if size is None:
-        return 0, 0
+        return None
     width, height = (int(side) for side in size)
     if width < 1 or height < 1:
         raise ValueError(f"{name} has the `image_size` {(width, height)}; give width and height in pixels.")
