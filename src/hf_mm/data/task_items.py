@@ -10,7 +10,7 @@ __all__ = ["pretraining_items"]
 # column of labels, -100 where nothing counts: the tasks whose items they are
 LABELS_OF_TASKS = {
     "mlm_labels": ("mlm",),
-    "itm_labels": ("itm", "wpa", "wra"),
+    "itm_labels": ("itm",),
     "region_class_labels": ("mrc",),
     "object_labels": ("object",),
     "attribute_labels": ("attribute",),
@@ -32,11 +32,11 @@ def pretraining_items(batch: Mapping[str, Any]) -> dict[str, Tensor]:
         batch: Of `ViltPretrainingCollator` or `RegionPretrainingCollator`.
 
     Returns:
-        "mlm" hidden tokens; "itm" pairs, and so "wpa" of patches and "wra" of regions; "mpp" hidden patches;
-        "mrfr", "smooth" and "mrc_kl" hidden regions; "mrc", "object" and "attribute" those that have such a
-        label; "tags" and "answer" texts; "caption" words to write. Of tasks that are there: those whose
-        columns are, or, in a batch that names its `tasks`, these. An answer about the picture of another row
-        counts for nothing.
+        "mlm" hidden tokens; "itm" pairs, and as many "wpa" of patches or "wra" of regions; "mpp" hidden
+        patches; "mrfr", "smooth" and "mrc_kl" hidden regions; "mrc", "object" and "attribute" those that have
+        such a label; "tags" and "answer" texts; "caption" words to write. Of tasks that are there: those
+        whose columns are, or, in a batch that names its `tasks`, these. An answer about the picture of
+        another row counts for nothing.
     """
     items: dict[str, Tensor] = {}
     for column, tasks in LABELS_OF_TASKS.items():
@@ -48,5 +48,7 @@ def pretraining_items(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     for column, tasks in HIDDEN_OF_TASKS.items():
         if column in batch:
             items |= dict.fromkeys(tasks, batch[column].sum())
+    if "itm" in items:
+        items["wra" if "region_features" in batch else "wpa"] = items["itm"]
     wanted = batch.get("tasks")
     return items if wanted is None else {task: items[task] for task in wanted}

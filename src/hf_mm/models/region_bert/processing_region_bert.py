@@ -188,6 +188,14 @@ class MMRegionProcessor(RemoteCodeMixin, ProcessorMixin):
         )
         return {name: value.unflatten(0, (-1, together)) for name, value in flat.items()}
 
+    def tags_of(self, regions: Sequence[Any]) -> list[list[str]]:
+        """The tags that regions bring along, of each picture, or of all pictures of each row.
+
+        Raises:
+            ValueError: A picture has none.
+        """
+        return [_tags_of_picture(picture, row) for row, picture in enumerate(regions)]
+
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Tokens of beginnings of texts: the special ones before a text, then its own, and none that ends it.
 
@@ -227,8 +235,7 @@ class MMRegionProcessor(RemoteCodeMixin, ProcessorMixin):
                     f"The model reads up to `max_tags`={self.max_tags} tags of a picture behind a text; give "
                     "`regions` with `tags`."
                 )
-            pictures = [regions] if isinstance(regions, Mapping) else list(regions)
-            tags = [_tags_of_picture(picture, row) for row, picture in enumerate(pictures)]
+            tags = self.tags_of([regions] if isinstance(regions, Mapping) else list(regions))
         elif tags and isinstance(tags[0], str):
             tags = [tags]
         if len(tags) != count:
@@ -236,7 +243,7 @@ class MMRegionProcessor(RemoteCodeMixin, ProcessorMixin):
         return list(tags)
 
 
-def _tags_of_picture(picture: Any, row: int) -> Any:
+def _tags_of_picture(picture: Any, row: int) -> list[str]:
     pictures = [picture] if isinstance(picture, Mapping) else picture
     found = [part.get("tags") if isinstance(part, Mapping) else None for part in pictures]
     words = [of_picture for of_picture in found if of_picture is not None]
