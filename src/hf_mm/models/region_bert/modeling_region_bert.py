@@ -54,13 +54,15 @@ RECORDED_STREAMS = {
 def weights_beside(*own: str) -> list[str]:
     """Patterns of the weights of other heads of the family, which loading leaves out in silence.
 
-    A part that is no encoder is named `pooler` or ends in `_head`, `_output`, `_classifier` or `_decoder`.
+    A part that is no encoder is named `pooler` or ends in `_head`, `_output`, `_classifier` or `_decoder`. What
+    stands for hidden regions counts among them.
 
     Args:
         own: Names of the parts that the head has itself.
     """
     others = "".join(rf"(?!{name}\.)" for name in own)
-    return [rf"(^|\.){others}(pooler|\w+_(head|output|classifier|decoder))\."]
+    parts = rf"(^|\.){others}(pooler|\w+_(head|output|classifier|decoder))\."
+    return [parts, r"\.mask_(feature|token)$"]
 
 
 @dataclass

@@ -87,8 +87,8 @@ class HiddenRegions:
         for name, values in columns.items():
             if values.shape[:2] != hidden.shape:
                 raise ValueError(
-                    f"`{name}` must be {tuple(hidden.shape)} or have more dimensions behind, one for each "
-                    f"region, got {tuple(values.shape)}."
+                    f"`{name}` must begin with {tuple(hidden.shape)}, one for each region, got "
+                    f"{tuple(values.shape)}."
                 )
         flat = {name: values.flatten(0, 1) for name, values in columns.items()}
         if torch.compiler.is_compiling():

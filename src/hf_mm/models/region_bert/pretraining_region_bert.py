@@ -299,9 +299,10 @@ class MMRegionBertForPreTraining(MMRegionBertPreTrainedModel):
         if "wra" in tasks and labels is not None:
             regions = self.region_bert.own_regions(encoded.region_last_hidden_state)
             real = _real_regions(image["region_mask"], index, regions)
-            words = self._ordinary(text)
+            asked = labels != -100  # (B,)
+            words = self._ordinary(text) & asked.unsqueeze(1)  # a pair without words adds nothing
             pair = (encoded.last_hidden_state, regions, words, real, labels == 1)
-            losses["wra"] = word_patch_alignment_loss(*pair, num_items_in_batch=items.get("wra"))
+            losses["wra"] = word_patch_alignment_loss(*pair, num_items_in_batch=items.get("wra", asked.sum()))
         if "answer" in tasks and self.answer_head is not None:
             answers: Any = columns.answer_labels
             check_class_labels(answers, len(encoded.pooler_output))
