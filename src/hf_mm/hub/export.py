@@ -17,7 +17,7 @@ from uuid import uuid4
 import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
@@ -33,7 +33,8 @@ def export(source: str | Path, target: str | Path, model_type: str | None = None
     Args:
         source: Folder or Hub id of a model of this package, with merged weights, not an adapter.
         target: Folder to write; it must not hold anything yet.
-        model_type: The architecture of transformers to write, for families that know more than one.
+        model_type: The architecture of transformers to write, for families that know more than one; by
+            default the first that can express the model.
 
     Returns:
         Names of the files written, sorted. The image processor or processor is among them when `source` has
@@ -50,8 +51,7 @@ def export(source: str | Path, target: str | Path, model_type: str | None = None
         raise FileExistsError(f"{target} exists and is not empty; name a new folder or remove it first.")
     model_class, classes = _class_of(source)
     model = model_class.from_pretrained(source)
-    checkpoint = _checkpoint_of(model_class, model_type)
-    fields = checkpoint.config_to(model.config, model_class)  # refuses before anything is written
+    checkpoint, fields = _checkpoint_of(model_class, model_type, model.config)  # refuses before writing
     weights = checkpoint.weights_to(model.state_dict())
     processor = _processor_of(source, classes)
     with _new_folder(target) as folder:
@@ -88,13 +88,23 @@ def _class_of(source: str | Path) -> tuple[Any, dict[str, type]]:
     )
 
 
-def _checkpoint_of(model_class: Any, model_type: str | None) -> ForeignCheckpoint:
-    """The table that writes `model_class`, of the architecture asked for or the first."""
+def _checkpoint_of(
+    model_class: Any, model_type: str | None, config: PreTrainedConfig
+) -> tuple[ForeignCheckpoint, dict]:
+    """The table that writes `model_class`, of the architecture asked for or the first that can; fields."""
     known = model_class.foreign_checkpoints if issubclass(model_class, ForeignLoadingMixin) else ()
     known = [checkpoint for checkpoint in known if model_class.__name__ in checkpoint.classes]
+    refusals = {}
     for checkpoint in known:
         if model_type in (None, checkpoint.model_type):
-            return checkpoint
+            try:
+                return checkpoint, checkpoint.config_to(config, model_class)
+            except ValueError as error:
+                refusals[checkpoint.model_type] = error
+    if len(refusals) > 1:
+        raise ValueError(" ".join(f"As {name}: {error}" for name, error in refusals.items()))
+    if refusals:
+        raise next(iter(refusals.values()))
     types = ", ".join(checkpoint.model_type for checkpoint in known) or "nothing"
     raise ValueError(
         f"{model_class.__name__} cannot be exported{f' as {model_type!r}' if model_type else ''}; "
