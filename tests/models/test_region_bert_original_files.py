@@ -65,7 +65,7 @@ FINE_TUNED = {
         MMRegionBertForQuestionAnswering,
     ),
     "ranking of UNITER": (
-        filled(uniter_base() | linear("rank_output", 1, WIDTH)),
+        filled(uniter_base() | linear("rank_output", 1, WIDTH) | linear("itm_output", 2, WIDTH)),
         BERT_JSON,
         MMRegionBertForImageAndTextRetrieval,
     ),
@@ -196,6 +196,40 @@ def test_what_is_not_wanted_is_left_out_when_the_caller_says_so(tmp_path):
         load_original_region_bert(path)
     model = load_original_region_bert(path, leave_out=["other.*", "cls.*", "feat_*", "region_*", "itm_*"])
     assert type(model) is MMRegionBertModel
+
+
+def test_heads_of_other_classes_are_not_read_when_one_is_named(tmp_path):
+    """ViLBERT's models of tasks hold a head for each of them."""
+    heads = mlp_head("vil_prediction.logit_fc", 24, 48, ANSWERS) | linear("vil_logit", 1, 24)
+    path = save(tmp_path, filled(vilbert_base() | heads | linear("vision_logit", 1, 40)), VILBERT_JSON)
+    with pytest.raises(ValueError, match=r"without a place: `vil_logit.bias` \(1,\)"):
+        load_original_region_bert(path)
+    model = load_original_region_bert(path, model_class=MMRegionBertForRegionSelection)
+    assert type(model) is MMRegionBertForRegionSelection
+    more = filled(vilbert_base() | heads | {"bert.embeddings.task_embeddings.weight": (20, WIDTH)})
+    path = save(tmp_path, more, VILBERT_JSON)
+    with pytest.raises(
+        ValueError, match=r"without a place: `bert.embeddings.task_embeddings.weight` \(20, 32\)\."
+    ):
+        load_original_region_bert(path, model_class=MMRegionBertForQuestionAnswering)
+
+
+def test_a_name_with_and_without_what_training_adds_is_refused(tmp_path):
+    weights = uniter_pretraining()
+    path = save(tmp_path, weights | {"module.itm_output.bias": weights["itm_output.bias"]}, BERT_JSON)
+    with pytest.raises(
+        ValueError, match=r"two weights mean `itm_output.bias`; `module.itm_output.bias` is the"
+    ):
+        load_original_region_bert(path)
+
+
+def test_values_of_vilbert_without_a_counterpart_are_refused(tmp_path):
+    path = save(tmp_path, filled(vilbert_base()), VILBERT_JSON | {"fusion_method": "concat"})
+    with pytest.raises(ValueError, match=r"`fusion_method`='concat' is none of \['mul', 'sum'\]"):
+        load_original_region_bert(path)
+    path = save(tmp_path, filled(vilbert_base()), VILBERT_JSON | {"v_hidden_act": "relu"})
+    with pytest.raises(ValueError, match="`v_hidden_act`='relu' is not `hidden_act`='gelu'"):
+        load_original_region_bert(path)
 
 
 def test_what_is_no_such_file_is_named(tmp_path):

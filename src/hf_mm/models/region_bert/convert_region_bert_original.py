@@ -131,7 +131,8 @@ def load_original_region_bert(
         config: Its JSON config, where this is not `config.json` or `bert_config.json` beside the weights.
             What neither it nor shapes tell is as in the paper.
         model_class: What to make of it. By default the class that the file's heads are of: of answers, of
-            pairs of images, of ranking, of selecting regions, of pre-training, or the bare encoder.
+            pairs of images, of ranking, of selecting regions, of pre-training, or the bare encoder. When a
+            class is named, the heads of others are not read.
         leave_out: Patterns, such as `vil_prediction_gqa.*`, of weights that shall not be read, by their names
             without `module.`; every other one must have a place.
         weights_only: Refuse files that hold more than numbers and plain data: such a file can run any
@@ -146,7 +147,7 @@ def load_original_region_bert(
         ValueError: It is of no layout that is known, or weights are missing, left over or of another shape.
     """
     file = _weight_file(Path(path))
-    stored = {plain_name(name): weight for name, weight in _read(file, weights_only).items()}
+    stored = _plain(file, _read(file, weights_only))
     theirs = _read_config(file, config)
     chosen = _layout_of(file, layout, stored).of_config(theirs)
     weights = chosen.weights_from(
@@ -165,7 +166,7 @@ def load_original_region_bert(
     kind = _class_of(weights) if model_class is None else model_class
     told = chosen.fields_from(theirs, weights)
     told |= _fields_of_heads(weights, MMRegionBertConfig(**told).task_weights, kind) | fields
-    return _build(file, chosen, kind, MMRegionBertConfig(**told), weights)
+    return _build(file, chosen, kind, MMRegionBertConfig(**told), weights, named=model_class is not None)
 
 
 def to_original_region_bert_state_dict(
@@ -238,6 +239,16 @@ def _read(file: Path, weights_only: bool) -> dict[str, Tensor]:
     return read_pickled_weights(file, weights_only)
 
 
+def _plain(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by their plain names."""
+    plain: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if plain_name(name) in plain:
+            raise ValueError(f"{file}: two weights mean `{plain_name(name)}`; `{name}` is the second.")
+        plain[plain_name(name)] = weight
+    return plain
+
+
 def _read_config(file: Path, config: str | Path | None) -> dict[str, Any]:
     """The config that is named, or one beside the weights; nothing where there is none."""
     if config is not None:
@@ -277,11 +288,8 @@ def _fields_of_heads(
     tasks |= {tasks[0]: 1.0 for tasks in heads if not set(tasks) & set(told)}
     if tasks:
         fields |= {"task_weights": tasks, "task_rates": {}}
-    last = (
-        [name for name in weights if re.fullmatch(rf"{LABELLED[model_class]}(\.\d+)?\.weight", name)]
-        if model_class in LABELLED
-        else []
-    )
+    head = LABELLED.get(model_class, "nothing")
+    last = [name for name in weights if re.fullmatch(rf"{head}(\.\d+)?\.weight", name)]
     if last:
         fields["num_labels"] = len(weights[max(last)])
     if DECODER in weights:
@@ -295,24 +303,40 @@ def _build(
     model_class: type[MMRegionBertPreTrainedModel],
     config: MMRegionBertConfig,
     weights: dict[str, Tensor],
+    named: bool,
 ) -> MMRegionBertPreTrainedModel:
-    """The model, when every weight has a place in it and every place a weight."""
+    """The model, when every weight has a place in it and every place a weight.
+
+    Args:
+        file: Where they are from.
+        layout: Whose names they had.
+        model_class: Of the model.
+        config: Of the model.
+        weights: By our names.
+        named: The caller chose the class, so that the heads of others are left out.
+    """
     options: dict[str, Any] = {}
-    if model_class is MMRegionBertModel:
+    prefix = BASE if model_class is MMRegionBertModel else ""
+    if prefix:
         options["add_pooling_layer"] = f"{BASE}pooler.text.weight" in weights
-        weights = {name.removeprefix(BASE): weight for name, weight in weights.items()}
     with torch.device("meta"):
         empty = model_class(config, **options)
-    prefix = BASE if model_class is MMRegionBertModel else ""
     shapes = {prefix + name: weight.shape for name, weight in empty.state_dict().items()}
-    given = {prefix + name: weight.shape for name, weight in weights.items()}
+    given = {name: weight.shape for name, weight in weights.items()}
+    if named:
+        given = {n: shape for n, shape in given.items() if n in shapes or not _is_other_head(layout, n)}
     tied = {DECODER} if config.tie_word_embeddings else set()
     _check_names(file, layout, model_class.__name__, shapes, given, tied)
-    weights = {name: weight for name, weight in weights.items() if prefix + name in shapes}
+    weights = {name.removeprefix(prefix): weight for name, weight in weights.items() if name in shapes}
     loading: dict[str, Any] = {"config": config, "state_dict": weights, **options}
     model = model_class.from_pretrained(None, **loading)
     model.name_or_path = model.config.name_or_path = str(file)
     return model
+
+
+def _is_other_head(layout: OriginalLayout, name: str) -> bool:
+    """Whether one of our names is that of a head which the layout knows."""
+    return not name.startswith(BASE) and layout.renamed(name, source=slice(0, 1), target=1) is not None
 
 
 def _check_names(

@@ -42,7 +42,7 @@ class OscarLayout(OriginalLayout):
         """See `OriginalLayout`.
 
         Raises:
-            ValueError: Regions are codes of a discrete table there.
+            ValueError: The norm of regions has an eps of its own.
         """
         fields = super().fields_from(theirs, weights)
         fields["region_feature_size"] -= LOCATION_SIZE

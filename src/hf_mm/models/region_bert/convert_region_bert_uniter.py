@@ -54,8 +54,14 @@ class UniterLayout(OriginalLayout):
     unused = ("feat_regress.weight",)  # the projection of features, a second time
 
     def weights_from(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `ForeignCheckpoint`. Their table of hidden regions has a first row of zeros for all others."""
+        """See `ForeignCheckpoint`.
+
+        Their table of hidden regions has a first row of zeros for all others. What ranks began as the head of
+        matching, which is saved beside it.
+        """
         weights = super().weights_from(theirs)
+        if "rank_output.weight" in weights:
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("itm_head.")}
         return weights | ({MASK: weights[MASK][1]} if MASK in weights else {})
 
     def weights_to(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from .original_layout_region_bert import (
     OriginalLayout,
     Rows,
     block_rows,
+    check_one_activation,
     mlp_rows,
     transform_rows,
     word_head_rows,
@@ -26,6 +27,7 @@ __all__ = ["VILBERT_LAYOUT"]
 
 LAYER = "bert.encoder.c_layer.{}"
 CO = f"{BASE}co_blocks.{{}}"
+POOLINGS = {"mul": "product", "sum": "sum"}
 
 
 def _co_attention_rows(stream: str, asks: str, is_asked: str) -> Rows:
@@ -85,9 +87,16 @@ class VilbertLayout(OriginalLayout):
     )  # made there, and used by nothing
 
     def fields_from(self, theirs: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-        """See `OriginalLayout`."""
-        fused = {"mul": "product", "sum": "sum"}[theirs.get("fusion_method", "mul")]
-        return super().fields_from(theirs, weights) | {"pooling": fused}
+        """See `OriginalLayout`.
+
+        Raises:
+            ValueError: A value that has no counterpart here.
+        """
+        check_one_activation(theirs)
+        fused = theirs.get("fusion_method", "mul")
+        if fused not in POOLINGS:
+            raise ValueError(f"`fusion_method`={fused!r} is none of {sorted(POOLINGS)}.")
+        return super().fields_from(theirs, weights) | {"pooling": POOLINGS[fused]}
 
     def layers_from(self, theirs: Mapping[str, Any], counts: Mapping[str, int]) -> list[str]:
         """See `OriginalLayout`: before which block of each stream it asks the other."""

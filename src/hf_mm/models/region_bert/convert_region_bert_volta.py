@@ -21,6 +21,7 @@ from .original_layout_region_bert import (
     OriginalLayout,
     Rows,
     attention_rows,
+    check_one_activation,
     mlp_rows,
     transform_rows,
     word_head_rows,
@@ -249,11 +250,7 @@ class VoltaLayout(OriginalLayout):
                 raise ValueError(
                     f"`{name}`={theirs[name]!r} has no counterpart here; wanted one of {wanted}."
                 )
-        if theirs["v_hidden_act"] != theirs["hidden_act"]:
-            raise ValueError(
-                f"`v_hidden_act`={theirs['v_hidden_act']!r} is not `hidden_act`={theirs['hidden_act']!r}; "
-                "both streams have one activation here."
-            )
+        check_one_activation(theirs)
         tasks = {
             REGION_TASKS[each]: float(weight)
             for each, weight in theirs["visual_target_weights"].items()

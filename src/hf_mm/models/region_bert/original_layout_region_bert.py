@@ -21,6 +21,7 @@ __all__ = [
     "Rows",
     "attention_rows",
     "block_rows",
+    "check_one_activation",
     "mlp_rows",
     "plain_name",
     "transform_rows",
@@ -146,6 +147,19 @@ def heads_by_width(preset: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[
         head = width // preset.get(f"{stream}num_attention_heads", PAPER_HEADS)
         heads[f"{stream}num_attention_heads"] = max(1, sizes[f"{stream}hidden_size"] // head)
     return heads
+
+
+def check_one_activation(theirs: Mapping[str, Any]) -> None:
+    """Refuse a config whose streams have different activations.
+
+    Raises:
+        ValueError: They do.
+    """
+    text, regions = theirs.get("hidden_act"), theirs.get("v_hidden_act", theirs.get("hidden_act"))
+    if text != regions:
+        raise ValueError(
+            f"`v_hidden_act`={regions!r} is not `hidden_act`={text!r}; both streams have one activation here."
+        )
 
 
 def count_blocks(weights: Mapping[str, Tensor], kind: str) -> int:
