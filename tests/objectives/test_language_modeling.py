@@ -70,3 +70,19 @@ def test_weights_of_another_shape_are_refused():
     logits, labels, weights = batch()
     with pytest.raises(ValueError, match=r"`loss_weights` are \(2, 5\), `labels` \(2, 6\); give one weight"):
         next_token_loss(logits, labels, weights[:, :5])
+
+
+@pytest.mark.parametrize("items", [None, 0, 17, torch.tensor(0)])
+@pytest.mark.parametrize("case", ["no labels", "labels that weigh nothing", "one token each"])
+def test_nothing_to_learn_is_an_exact_zero_with_gradient_zero(case, items):
+    logits, labels, weights = batch()
+    if case == "no labels":
+        labels.fill_(-100)
+    elif case == "one token each":
+        logits, labels, weights = logits[:, :1], labels[:, -1:], weights[:, :1]
+    else:
+        weights.zero_()
+    loss = next_token_loss(logits, labels, weights, items)
+    assert loss.item() == 0.0
+    gradient = torch.autograd.grad(loss, logits)[0]
+    assert torch.equal(gradient, torch.zeros_like(logits))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
-from .language_modeling import IGNORED
+__all__ = ["IGNORED", "batch_mean", "items_per_process", "labelled_cross_entropy"]
 
-__all__ = ["batch_mean", "items_per_process", "labelled_cross_entropy"]
+
+IGNORED = -100  # the label of what has none
 
 
 def batch_mean(

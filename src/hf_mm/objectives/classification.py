@@ -4,7 +4,8 @@ Shapes: B rows, K classes.
 """
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+from .batch_mean import labelled_cross_entropy
 
 __all__ = ["check_class_labels", "classification_loss"]
 
@@ -29,9 +30,10 @@ def classification_loss(
 
     Args:
         logits: (B, K).
-        labels: (B,) class indices.
+        labels: (B,) class indices, -100 where a row has none.
         num_items_in_batch: Labels in the whole batch of which this is a part.
+
+    Returns:
+        A scalar, in float32 at least; an exact 0 with gradient 0 when no row has a label.
     """
-    if num_items_in_batch is None:
-        return cross_entropy(logits, labels)
-    return cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+    return labelled_cross_entropy(logits, labels, num_items_in_batch)

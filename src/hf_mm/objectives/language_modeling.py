@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-__all__ = ["next_token_loss"]
+from .batch_mean import IGNORED, batch_mean
 
-IGNORED = -100
+__all__ = ["next_token_loss"]
 
 
 def next_token_loss(
@@ -33,6 +33,9 @@ def next_token_loss(
         num_items_in_batch: The labelled tokens, or the sum of their weights, of all accumulated batches.
         logits_to_keep: As the model takes it: how many last positions, their indices, or (B, L) booleans.
 
+    Returns:
+        A scalar, an exact 0 with gradient 0 when nothing has a label or every label weighs 0.
+
     Raises:
         ValueError: `weights` do not go with the labels.
     """
@@ -49,10 +52,7 @@ def next_token_loss(
     else:
         scale = _following(weights, 0, logits_to_keep).flatten().to(each)
         total, items = (each * scale).sum(), scale[targets != IGNORED].sum()
-    if num_items_in_batch is not None:
-        given = num_items_in_batch
-        return total / (given.to(total.device) if isinstance(given, Tensor) else given)
-    return total / items
+    return batch_mean(total, items, num_items_in_batch)
 
 
 def _following(values: Tensor, filler: float, logits_to_keep: int | Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .batch_mean import labelled_cross_entropy
-from .language_modeling import IGNORED
+from .batch_mean import IGNORED, labelled_cross_entropy
 
 __all__ = ["check_place_labels", "masked_token_loss"]
 

@@ -11,8 +11,7 @@ Shapes: B pairs, K false candidates of a pair, Q questions.
 import torch
 from torch import Tensor
 
-from .batch_mean import labelled_cross_entropy
-from .language_modeling import IGNORED
+from .batch_mean import IGNORED, labelled_cross_entropy
 
 __all__ = ["choice_loss", "matching_loss", "ranking_loss"]
 

@@ -32,7 +32,7 @@ def check_texts(
     else:
         assert input_ids is not None
         words, name, wanted = input_ids, "input_ids", "(batch, length)"
-    if words.ndim != wanted.count(",") + 1 or not words.shape[1]:
+    if words.ndim != wanted.count(",") + 1 or 0 in words.shape[:2]:
         raise ValueError(f"`{name}` must be {wanted}, got {tuple(words.shape)}.")
     for other, values in {"attention_mask": attention_mask, "token_type_ids": token_type_ids}.items():
         if values is not None and values.shape != words.shape[:2]:
