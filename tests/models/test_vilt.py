@@ -183,6 +183,18 @@ def test_every_patch_is_drawn_as_often():
     assert counts.max() < 135
 
 
+@pytest.mark.slow
+def test_compiled_the_same_patches_are_drawn():
+    torch.compiler.reset()
+    model, batch = tiny(max_patches=6).train(), mixed()
+    drawn = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="eager")):
+        torch.manual_seed(1)
+        drawn.append(run(**batch).last_hidden_state)
+    assert_close(drawn[1], drawn[0])
+    assert drawn[0].shape == (3, 9 + 1 + 6, 32)
+
+
 def test_shared_words_of_a_masked_model_are_one_table():
     model = MMViltForMaskedLM(tiny_config())
     assert model.mlm_head.decoder.weight is model.vilt.embeddings.text.tokens.weight
@@ -289,6 +301,7 @@ def without(name, **more):
         ),
         (without("pixel_values", pixel_values=torch.ones(3, 8, 8)), r"must be \(images, 3, height, width\)"),
         (without("pixel_values", patch_embeds=torch.ones(3, 6, 32)), r"\(images, rows, columns, 32\), got"),
+        ({name: values[:0] for name, values in mixed().items()}, r"`input_ids` must be .* got \(0, 9\)"),
         ({**texts(LENGTHS), **images(GRIDS[:2])}, "3 texts and 2 images: give one image for each text"),
         (
             {**mixed(), "image_index": torch.zeros(3)},

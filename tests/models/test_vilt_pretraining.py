@@ -149,6 +149,51 @@ def test_each_loss_is_that_of_its_formula():
     assert_close(out.wpa_loss, aligned)
 
 
+def test_pairs_that_do_not_count_move_no_words():
+    """As they are left out of matching."""
+    model, batch = tiny(task_weights=ALL), columns("itm")
+    batch["itm_labels"][1] = -100
+    out, rows = model(**batch), torch.tensor([0, 2, 3])
+    others = {n: v[rows] for n, v in batch.items() if not n.startswith("pixel")}
+    others |= {n: v for n, v in batch.items() if n.startswith("pixel")}
+    alone = model.vilt(
+        others["input_ids"],
+        others["attention_mask"],
+        image_index=others["itm_image_index"],
+        **{n: v for n, v in others.items() if n.startswith("pixel")},
+    )
+    assert_close(out.wpa_loss, alignment(alone, others, others["itm_labels"] == 1))
+    assert_close(out.itm_loss, cross_entropy(out.logits[rows], others["itm_labels"]))
+
+
+def alignment(seen, batch, matched, most=15):
+    """The loss by the formula, of states of texts of 9 places and of at most so many patches."""
+    place = batch["attention_mask"].cumsum(1) * batch["attention_mask"]
+    inner = (place > 1) & (place < batch["attention_mask"].sum(1, keepdim=True))
+    counts = torch.tensor([rows * columns for rows, columns in (*GRIDS, (3, 5))])[batch["itm_image_index"]]
+    real = torch.arange(most) < counts[:, None]
+    states = seen.last_hidden_state
+    return word_patch_alignment_loss(states[:, :9], states[:, 10:], inner, real, matched)
+
+
+def test_words_are_moved_onto_the_patches_that_were_drawn():
+    """Of images of 15, 4, 4 and 15 patches in swapped pairs six at most; values and gradients."""
+    model, batch = tiny(task_weights=ALL, max_patches=6).train(), columns("itm")
+    torch.manual_seed(5)
+    loss = model(**batch).wpa_loss
+    weights = [weight for name, weight in model.named_parameters() if "vilt.blocks" in name]
+    got = torch.autograd.grad(loss, weights)
+    torch.manual_seed(5)
+    image = {name: batch[name] for name in ("attention_mask", "pixel_values", "pixel_mask")}
+    seen = model.vilt(batch["input_ids"], image_index=batch["itm_image_index"], **image)
+    assert seen.last_hidden_state.shape == (4, 9 + 1 + 6, 32)
+    expected = alignment(seen, batch, batch["itm_labels"] == 1, most=6)
+    assert_close(loss, expected)
+    assert_close(got, torch.autograd.grad(expected, weights), rtol=1e-5, atol=1e-5)
+    torch.manual_seed(6)
+    assert not torch.allclose(model(**batch).wpa_loss, loss)
+
+
 def test_colours_are_those_of_the_hidden_patches_of_each_image():
     """Pixels counted out by hand: patch 3 of a 2x2 image stands in row 1, column 1 of the padded one."""
     model, batch = tiny(task_weights=ALL), columns("mpp")

@@ -128,30 +128,36 @@ def lay_out(attention_mask: Tensor, grids: PatchGrids, max_patches: int | None) 
     )
 
 
-def lay_out_padded(attention_mask: Tensor, grids: PatchGrids, most: int | None = None) -> ViltLayout:
+def lay_out_padded(
+    attention_mask: Tensor, grids: PatchGrids, most: int | None = None, max_patches: int | None = None
+) -> ViltLayout:
     """The layout in which every place is a token, for graphs that may not look at the numbers.
 
     Args:
         attention_mask: (B, L), 0 on padding.
         grids: Of the images.
-        most: N, if it is known; by default G * F.
+        most: N, if it is known; by default G * F, or `max_patches` if that is less.
+        max_patches: Draw so many of an image that has more, as `lay_out` does.
     """
     batch, length = attention_mask.shape
-    device, most = attention_mask.device, most or grids.inside[0].numel()
+    device, every = attention_mask.device, grids.inside[0].numel()
+    most = most or min(every, max_patches or every)
     width, real = length + 1 + most, attention_mask.bool()
     patches = grids.heights * grids.widths
     numbers = torch.arange(most, device=device).expand(batch, -1)  # (B, N)
     places = torch.arange(batch * width, device=device).unflatten(0, (batch, width))  # (B, S)
-    every = PackedRows(places.flatten(), batch, width)
+    rows = PackedRows(places.flatten(), batch, width)
     image = torch.cat((torch.ones_like(real[:, :1]), numbers < patches.unsqueeze(1)), dim=1)
+    if max_patches is not None:
+        numbers = _drawn(patches, grids, max_patches)
     return ViltLayout(
         torch.arange(batch * length, device=device),
         (real.long().cumsum(dim=1) - 1).clamp(min=0).flatten(),
         torch.arange(batch, device=device).repeat_interleave(most),
         numbers.minimum((patches - 1).clamp(min=0).unsqueeze(1)).flatten(),
         torch.cat([part.flatten() for part in places.split((length, 1, most), dim=1)]),
-        every,
-        every,
+        rows,
+        rows,
         places[:, 0] + real.int().argmax(dim=1),
         torch.cat((real, image), dim=1),
     )

@@ -190,8 +190,8 @@ class MMViltModel(MMViltPreTrainedModel):
         Returns:
             `last_hidden_state` (B, S, D) after the final norm: the places of the text, the [CLS] of the
             image, the patches of the image's own grid row by row; 0 where there is padding. N is the most
-            patches of an image; under `torch.compile` as in `bool_masked_patches`, else G * F. And
-            `pooler_output` (B, D).
+            patches of an image; under `torch.compile` as in `bool_masked_patches`, else G * F or, if
+            that is less and some are drawn, `max_patches`. And `pooler_output` (B, D).
 
         Raises:
             ValueError: A text longer than the position table, without a token or with padding inside; an
@@ -230,11 +230,11 @@ class MMViltModel(MMViltPreTrainedModel):
         grids = grids if image_index is None else grids.of_rows(image_index)
         if attention_mask is None:
             attention_mask = torch.ones(words.shape[:2], dtype=torch.long, device=words.device)
+        limit = self.config.max_patches if self.training and hidden is None else None
         if torch.compiler.is_compiling():
-            layout = lay_out_padded(attention_mask, grids, None if hidden is None else hidden.shape[1])
+            layout = lay_out_padded(attention_mask, grids, None if hidden is None else hidden.shape[1], limit)
         else:
-            sampled = self.training and hidden is None
-            layout = lay_out(attention_mask, grids, self.config.max_patches if sampled else None)
+            layout = lay_out(attention_mask, grids, limit)
         self._check_hidden(hidden, layout, words)
         patches = patch_embeds.flatten(1, 2)
         tokens = self.embeddings(

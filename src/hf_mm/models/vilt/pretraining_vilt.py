@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ...objectives.batch_mean import labelled_cross_entropy
+from ...objectives.batch_mean import IGNORED, labelled_cross_entropy
 from ...objectives.masked_language import check_place_labels, masked_token_loss
 from ...objectives.masked_patches import COLOUR_LEVELS, masked_colour_loss, patch_colour_classes
 from ...objectives.matching import matching_loss
@@ -114,8 +114,8 @@ class MMViltForPreTraining(MMViltPreTrainedModel):
             mlm_input_ids: (B, L), the texts with words hidden.
             mlm_labels: (B, L), the words at hidden places, -100 at all others.
             itm_image_index: (B,), the image that each text is shown with; its own by default.
-            itm_labels: (B,), 1 where that image belongs to the text, 0 where not. Words are moved onto
-                patches ("wpa") in these pairs.
+            itm_labels: (B,), 1 where that image belongs to the text, 0 where not, -100 where a pair does not
+                count. Words are moved onto patches ("wpa") in the pairs that count.
             bool_masked_patches: (B, N), true where a patch of the image's own grid is hidden.
             num_items_by_task: By task, its items in the whole batch of which this is a part: hidden words
                 ("mlm"), pairs ("itm", "wpa"), hidden patches ("mpp").
@@ -142,7 +142,7 @@ class MMViltForPreTraining(MMViltPreTrainedModel):
             if itm_labels is not None and "wpa" in self.config.task_weights:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
                 grids = self._grids(image, itm_image_index)
-                losses["wpa"] = _alignment(states, mask, grids, itm_labels == 1, items.get("wpa"))
+                losses["wpa"] = _alignment(states, mask, grids, itm_labels, items.get("wpa"))
         if bool_masked_patches is not None:
             hidden = {"bool_masked_patches": bool_masked_patches}
             states = self.vilt(input_ids, **text, **image, **hidden).last_hidden_state
@@ -215,15 +215,18 @@ class MMViltForPreTraining(MMViltPreTrainedModel):
 
 
 def _alignment(
-    states: Tensor, attention_mask: Tensor, grids: PatchGrids, matched: Tensor, items: Tensor | int | None
+    states: Tensor, attention_mask: Tensor, grids: PatchGrids, labels: Tensor, items: Tensor | int | None
 ) -> Tensor:
-    """The loss of moving words onto patches, of (B, S, D) states."""
+    """The loss of moving words onto patches, of (B, S, D) states.
+
+    Of an image with more patches than were drawn all N are real: see `max_patches` of the config.
+    """
     length = attention_mask.shape[1]
     words, patches = states[:, :length], states[:, length + 1 :]
-    real = real_patches(grids, patches.shape[1])
-    return word_patch_alignment_loss(
-        words, patches, inner_tokens(attention_mask), real, matched, num_items_in_batch=items
-    )
+    real, counted = real_patches(grids, patches.shape[1]), labels != IGNORED
+    inner = inner_tokens(attention_mask) & counted.unsqueeze(1)
+    items = counted.sum() if items is None else items
+    return word_patch_alignment_loss(words, patches, inner, real, labels == 1, num_items_in_batch=items)
 
 
 @torch.no_grad()
