@@ -1,0 +1,40 @@
+"""Two processes of gloo pre-train on several tasks as one does that has all their rows in one batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pretraining_processes import CASES, LIMIT_S, case_run
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each process found, all cases in one start of the processes."""
+    folder, here = tmp_path_factory.mktemp("processes"), Path(__file__).parent
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(here / "pretraining_processes.py"), str(folder)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=4 * LIMIT_S)
+    assert run.returncode == 0, run.stderr
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_together_are_one_with_all_rows(results, name, tmp_path):
+    """Each task is divided by its own items of all processes, though one of them has none of some."""
+    size = 2 * 2 * CASES[name].get("gradient_accumulation_steps", 1)
+    expected = case_run(name, tmp_path, size, gradient_accumulation_steps=1)
+    for found in results:
+        assert len(found[name]["gradients"]) == len(expected["gradients"]) == 2
+        for step, gradients in zip(found[name]["gradients"], expected["gradients"], strict=True):
+            assert step.keys() == gradients.keys()
+            assert_close(step, gradients, rtol=1e-5, atol=1e-5)
+    assert len(results[0][name]["losses"]) == 2
+    for step, losses in zip(results[0][name]["losses"], expected["losses"], strict=True):
+        assert len(losses) > 2
+        assert step == pytest.approx(losses, rel=1e-4, abs=2e-4)  # as they are logged: four decimals
