@@ -1,7 +1,8 @@
 """What collators ask of the rows of a batch: that columns are there, what is in them, and which to draw."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ __all__ = [
     "batch_generator",
     "caption_texts",
     "draw_below",
+    "drawing_from",
     "need_columns",
     "read_class",
     "read_image",
@@ -84,13 +86,32 @@ def read_image(
 
 
 def read_images(
-    rows: Sequence[dict], column: str, augment: Callable[[Image.Image], Image.Image] | None = None
+    rows: Sequence[dict],
+    column: str,
+    augment: Callable[[Image.Image], Image.Image] | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[np.ndarray | Image.Image]:
-    """The picture of each row of a batch, see `read_image`."""
-    return [
-        read_image(row[column], f"Row {number} of the batch, {column!r}", augment)
-        for number, row in enumerate(rows)
-    ]
+    """The picture of each row of a batch, see `read_image`; with a `generator`, `augment` draws from that."""
+    with drawing_from(None if augment is None else generator):
+        return [
+            read_image(row[column], f"Row {number} of the batch, {column!r}", augment)
+            for number, row in enumerate(rows)
+        ]
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator | None) -> Generator[None]:
+    """Inside, torch's own generator of the CPU goes on from a draw of this one; afterwards as if never used.
+
+    Args:
+        generator: `None` changes nothing.
+    """
+    if generator is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
 
 
 def caption_texts(row: dict, column: str, number: int) -> list[str]:

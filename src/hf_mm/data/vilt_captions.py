@@ -66,5 +66,5 @@ class ViltCaptionCollator:
         generator = batch_generator(self.seed, captions)
         texts = [of_row[draw_below(len(of_row), generator)] for of_row in captions]
         prompts = ["" if self.prompt_column is None else row[self.prompt_column] for row in rows]
-        images = read_images(rows, self.image_column, self.augment)
+        images = read_images(rows, self.image_column, self.augment, generator)
         return {**encode_captions(self.processor, prompts, texts), **self.processor(images=images)}

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
 from .answer_labels import AnswerLabels
-from .row_columns import need_columns, read_class, read_image, read_images, read_text
+from .row_columns import (
+    batch_generator,
+    drawing_from,
+    need_columns,
+    read_class,
+    read_image,
+    read_images,
+    read_text,
+)
 
 __all__ = ["ViltPairsOfImagesCollator", "ViltQuestionCollator"]
 
@@ -35,6 +43,7 @@ class ViltQuestionCollator:
             of the one right answer, for the cross-entropy among all.
         truncation: Cut questions that are too long; otherwise they are an error.
         augment: Called with each picture as PIL image, returns the one to train on.
+        seed: What `augment` draws follows from it and from the batch alone; `None` for torch's own generator.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class ViltQuestionCollator:
         soft: bool = True,
         truncation: bool = False,
         augment: Callable[[Image.Image], Image.Image] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.processor = processor
         self.answers = AnswerLabels(label2id, unknown_answers, soft)
@@ -56,6 +66,7 @@ class ViltQuestionCollator:
         self.answer_column = answer_column
         self.truncation = truncation
         self.augment = augment
+        self.seed = seed
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
         """Inputs of the model.
@@ -73,11 +84,9 @@ class ViltQuestionCollator:
         columns = {"image_column": self.image_column, "question_column": self.question_column}
         need_columns(rows, **columns, answer_column=self.answer_column)
         labels = self.answers([row[self.answer_column] for row in rows])
-        inputs = self.processor(
-            images=read_images(rows, self.image_column, self.augment),
-            text=[read_text(row, self.question_column, number) for number, row in enumerate(rows)],
-            truncation=self.truncation,
-        )
+        texts = [read_text(row, self.question_column, number) for number, row in enumerate(rows)]
+        images = read_images(rows, self.image_column, self.augment, batch_generator(self.seed, texts))
+        inputs = self.processor(images=images, text=texts, truncation=self.truncation)
         return {**inputs, "labels": labels}
 
 
@@ -95,6 +104,7 @@ class ViltPairsOfImagesCollator:
         label_column: Whether it is true, or the number of a class.
         truncation: Cut statements that are too long; otherwise they are an error.
         augment: Called with each picture as PIL image, returns the one to train on.
+        seed: What `augment` draws follows from it and from the batch alone; `None` for torch's own generator.
     """
 
     def __init__(
@@ -106,6 +116,7 @@ class ViltPairsOfImagesCollator:
         label_column: str = "label",
         truncation: bool = False,
         augment: Callable[[Image.Image], Image.Image] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.processor = processor
         self.num_images = num_images
@@ -114,6 +125,7 @@ class ViltPairsOfImagesCollator:
         self.label_column = label_column
         self.truncation = truncation
         self.augment = augment
+        self.seed = seed
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
         """Inputs of the model.
@@ -129,15 +141,11 @@ class ViltPairsOfImagesCollator:
         """
         columns = {"images_column": self.images_column, "statement_column": self.statement_column}
         need_columns(rows, **columns, label_column=self.label_column)
-        inputs = self.processor(
-            images=[self._images(row[self.images_column], number) for number, row in enumerate(rows)],
-            text=[read_text(row, self.statement_column, number) for number, row in enumerate(rows)],
-            truncation=self.truncation,
-        )
-        return {
-            **inputs,
-            "labels": torch.tensor([read_class(row, self.label_column, n) for n, row in enumerate(rows)]),
-        }
+        texts = [read_text(row, self.statement_column, number) for number, row in enumerate(rows)]
+        labels = torch.tensor([read_class(row, self.label_column, n) for n, row in enumerate(rows)])
+        with drawing_from(None if self.augment is None else batch_generator(self.seed, texts)):
+            images = [self._images(row[self.images_column], number) for number, row in enumerate(rows)]
+        return {**self.processor(images=images, text=texts, truncation=self.truncation), "labels": labels}
 
     def _images(self, images: object, number: int) -> list:
         found = list(images) if isinstance(images, list | tuple) else [images]

@@ -103,7 +103,7 @@ class ViltPretrainingCollator:
         generator = batch_generator(self.seed, captions)
         texts = [of_row[draw_below(len(of_row), generator)] for of_row in captions]
         encoded = self.processor.encode_texts(texts, truncation=self.truncation)
-        images = read_images(rows, self.image_column, self.augment)
+        images = read_images(rows, self.image_column, self.augment, generator)
         batch = {**encoded, **self.processor(images=images)}
         if self.word_share:
             batch["mlm_input_ids"], batch["mlm_labels"] = mask_whole_words(
