@@ -164,6 +164,10 @@ GOOD = [0.1, 0.1, 0.5, 0.5]
         ),
         (boxes(GOOD, features=np.zeros((2, 8))), r"`features` must be \(1, 8\), got \(2, 8\)"),
         (boxes(GOOD, scores=[0.1, 0.2]), r"`scores` must be \(1,\), got \(2,\); give a row for each region"),
+        (
+            boxes(GOOD, detector="yolos"),
+            "regions of the detector 'yolos', the store is of 'detr'; write them",
+        ),
         (boxes(GOOD, offsets=[1]), r"`offsets` must be \(1,\), got \(1,\); choose another name"),
         (
             boxes(GOOD, GOOD, scores=[0.1, np.inf]),

@@ -83,7 +83,8 @@ class RegionStore(Mapping[str, dict[str, Any]]):
 
         Returns:
             `boxes` (r, 4) as shares of the image, `features` (r, F), and what else the detector gave; floats
-            in float32. `tags` are a list, `image_size` is (width, height) in pixels or `None`.
+            in float32. `tags` are a list, `image_size` is (width, height) in pixels or `None`, `detector` the
+            store's.
 
         Raises:
             KeyError: The store has no such image.
@@ -96,7 +97,7 @@ class RegionStore(Mapping[str, dict[str, Any]]):
                 f"{self.folder} has no regions of the image {str(image_id)!r} among its {len(self)} images "
                 f"({some}, ...); extract them, or leave the row out."
             )
-        return self._shards[place[0]].read(place[1])
+        return {**self._shards[place[0]].read(place[1]), "detector": self.detector}
 
     def check(self) -> None:
         """Read all images once.

@@ -116,8 +116,9 @@ class RegionStoreWriter:
         Args:
             image_id: What the image is found by; 7 and "7" are the same.
             regions: `boxes` (r, 4) and `features` (r, F), `image_size` (width, height) in pixels where it is
-                known, `tags` (r words), and any other arrays of r rows, such as `scores` (r,), `labels` (r,)
-                or `class_scores` (r, C). All images have the same ones.
+                known, `tags` (r words), the name of the `detector` if it is to be compared, and any other
+                arrays of r rows, such as `scores` (r,), `labels` (r,) or `class_scores` (r, C). All images
+                have the same ones.
 
         Raises:
             ValueError: There are no regions, a value is not finite, a box is not in its image, something has
@@ -232,10 +233,16 @@ class RegionStoreWriter:
         for key in ("boxes", "features"):
             if regions.get(key) is None:
                 raise ValueError(f"{name} has no `{key}`, only {sorted(regions)}.")
+        detector = regions.get("detector", self._about["detector"])
+        if detector != self._about["detector"]:
+            raise ValueError(
+                f"{name} has regions of the detector {detector!r}, the store is of "
+                f"{self._about['detector']!r}; write them into another store."
+            )
         arrays = {
             key: _tensor(value, f"{name}, `{key}`")
             for key, value in regions.items()
-            if key not in ("boxes", "image_size", "tags") and value is not None
+            if key not in ("boxes", "image_size", "tags", "detector") and value is not None
         }
         size = _size(regions.get("image_size"), name)
         boxes = box_shares(regions["boxes"], size, self.box_format, name)
