@@ -298,3 +298,10 @@ def test_saved_and_loaded_a_processor_is_the_same(tmp_path):
         found = again("a red dog", regions(3))
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_tags_of_all_pictures_stand_behind_a_text():
+    batch = processor_of(max_tags=4)("a dog", [[regions(2), regions(3, seed=1)]])
+    assert words(batch["input_ids"]) == ["[CLS] a dog [SEP] dog cat dog cat [SEP]"]
+    with pytest.raises(ValueError, match="`regions` 0 has no `tags`, which the model reads"):
+        processor_of(max_tags=4)("a dog", [[regions(2), regions(2, tags=None)]])

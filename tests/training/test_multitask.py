@@ -37,30 +37,29 @@ def collate(batch):
     return {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
 
 
-def trained(folder, batch, steps):
+def trained(folder, batch, steps, collator=collate, **options):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ids = {"bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4, "task_weights": WEIGHTS}
     config = MMViltConfig(
         vocab_size=40, image_size=16, patch_size=8, max_position_embeddings=8, **sizes, **ids
     )
+    usual = {"max_steps": 2, "logging_steps": 1, "save_strategy": "no"}
     args = TrainingArguments(
         folder,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=steps,
-        max_steps=2,
-        logging_steps=1,
         learning_rate=1e-2,
         remove_unused_columns=False,
-        save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        **(usual | options),
     )
     trainer = MultitaskTrainer(
         MMViltForPreTraining(config),
         args,
-        data_collator=collate,
+        data_collator=collator,
         train_dataset=rows(),
         count_items=pretraining_items,
     )
@@ -89,3 +88,33 @@ def test_items_are_what_each_loss_is_a_mean_over():
     items = pretraining_items(collate(rows(4)))
     assert {task: int(count) for task, count in items.items()} == {"mlm": 10, "itm": 4, "wpa": 4, "mpp": 7}
     assert set(pretraining_items({"mlm_labels": torch.tensor([[-100, 3]])})) == {"mlm"}
+
+
+COLUMNS = {"mlm": ("mlm_input_ids", "mlm_labels"), "itm": ("itm_labels",), "mpp": ("bool_masked_patches",)}
+
+
+class OneTask:
+    """Batches with the columns of one task, of each in its turn."""
+
+    def __init__(self, *turns):
+        self.turns, self.made = turns, 0
+
+    def __call__(self, batch):
+        task = self.turns[self.made % len(self.turns)]
+        self.made += 1
+        others = {name for other in COLUMNS if other != task for name in COLUMNS[other]}
+        return {name: value for name, value in collate(batch).items() if name not in others}
+
+
+def test_a_loss_is_the_mean_over_the_steps_that_had_its_task(tmp_path):
+    """What is drawn in one step of four is not logged as a quarter of itself."""
+    turns = ("mlm", "itm", "mlm", "mlm")
+    _, each = trained(tmp_path, 4, 1, OneTask(*turns), max_steps=4)
+    assert [f"{task}_loss" for task in turns] == [
+        min(set(entry) & {"mlm_loss", "itm_loss"}) for entry in each
+    ]
+    _, (said,) = trained(tmp_path, 4, 1, OneTask(*turns), max_steps=4, logging_steps=4)
+    words = [entry["mlm_loss"] for entry in each if "mlm_loss" in entry]
+    assert said["mlm_loss"] == pytest.approx(sum(words) / 3, abs=2e-4)
+    assert said["itm_loss"] == pytest.approx(each[1]["itm_loss"], abs=2e-4)
+    assert "mpp_loss" not in said

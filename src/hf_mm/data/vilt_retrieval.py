@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.vilt.processing_vilt import MMViltProcessor
-from .row_columns import batch_generator, caption_texts, draw_below, need_columns, read_images
+from .row_columns import batch_generator, caption_texts, need_columns, read_images
+from .text_candidates import TextCandidates
 
 __all__ = ["ViltRetrievalCollator"]
 
@@ -49,12 +50,8 @@ class ViltRetrievalCollator:
         augment: Callable[[Image.Image], Image.Image] | None = None,
         seed: int | None = None,
     ) -> None:
-        if candidates < 2:
-            raise ValueError(f"`candidates`={candidates} must be at least 2: a true text and a false one.")
         self.processor = processor
-        self.texts = list(dict.fromkeys(texts))
-        self.known = set(self.texts)
-        self.candidates = candidates
+        self.candidates = TextCandidates(texts, candidates)
         self.image_column = image_column
         self.caption_column = caption_column
         self.truncation = truncation
@@ -76,27 +73,11 @@ class ViltRetrievalCollator:
         """
         need_columns(rows, image_column=self.image_column, caption_column=self.caption_column)
         captions = [caption_texts(row, self.caption_column, number) for number, row in enumerate(rows)]
-        generator = batch_generator(self.seed, captions)
-        texts = [text for number, true in enumerate(captions) for text in self._draw(true, number, generator)]
-        images = read_images(rows, self.image_column, self.augment)
+        generator, draw = batch_generator(self.seed, captions), self.candidates.draw
+        texts = [text for number, true in enumerate(captions) for text in draw(true, number, generator)]
+        images = read_images(rows, self.image_column, self.augment, generator)
         return {
             **self.processor(images=images, text=texts, truncation=self.truncation),
-            "image_index": torch.arange(len(rows)).repeat_interleave(self.candidates),
+            "image_index": torch.arange(len(rows)).repeat_interleave(self.candidates.count),
             "labels": torch.zeros(len(rows), dtype=torch.int64),
         }
-
-    def _draw(self, true: list[str], number: int, generator: torch.Generator | None) -> list[str]:
-        """A true text and K - 1 different false ones."""
-        false = len(self.texts) - len(self.known & set(true))
-        if false < self.candidates - 1:
-            raise ValueError(
-                f"Row {number} of the batch needs {self.candidates - 1} false texts, `texts` has {false} "
-                "that are no captions of its own; give more texts, or fewer `candidates`."
-            )
-        drawn = {true[draw_below(len(true), generator)]: None}
-        barred = set(true)
-        while len(drawn) < self.candidates:
-            text = self.texts[draw_below(len(self.texts), generator)]
-            if text not in barred:
-                drawn[text] = None
-        return list(drawn)
