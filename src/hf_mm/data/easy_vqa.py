@@ -23,11 +23,13 @@ __all__ = [
     "COLOURS",
     "QUESTION_TYPES",
     "SHAPES",
+    "Split",
     "easy_vqa",
     "easy_vqa_captions",
     "easy_vqa_classes",
     "easy_vqa_pointing",
     "easy_vqa_points",
+    "image_paths",
     "question_type",
     "shape_centre",
     "shape_mask",
@@ -224,6 +226,16 @@ def shape_centre(picture: np.ndarray) -> tuple[float, float]:
     """
     rows, cols = np.nonzero(shape_mask(picture))
     return float(cols.mean() + 0.5), float(rows.mean() + 0.5)
+
+
+def image_paths(split: Split) -> dict[int, str]:
+    """The files of one split by `image_id`, in their order.
+
+    Raises:
+        ImportError: The package `easy-vqa` is not installed.
+        ValueError: There is no such split.
+    """
+    return dict(sorted(_read(split)[3].items()))
 
 
 def question_type(answer: str) -> str:
