@@ -41,7 +41,10 @@ class PostNormBlock(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
-        mixed, _ = self.attention(hidden_states, **kwargs)
+    def forward(
+        self, hidden_states: Tensor, context: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
+        """Of tokens, given what attention reads: themselves, or the `context` of which they are a part."""
+        mixed, _ = self.attention(hidden_states, context, **kwargs)
         hidden_states = self.attention_norm(hidden_states + self.dropout(mixed))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))

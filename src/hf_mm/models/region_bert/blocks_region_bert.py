@@ -7,7 +7,6 @@ where one of them is alone, the block is BERT's (`PostNormBlock`).
 Shapes: (..., W, D) text and (..., N, E) regions: rows with padding, or the tokens of all rows side by side.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,36 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...layers.attention import Attention
 from ...layers.blocks import MLP
-from ...layers.packing import PackedRows
 from ...layers.post_norm import PostNormBlock
 from .configuration_region_bert import MMRegionBertConfig
+from .seats_region_bert import RegionEnds, RegionSeats
 
-__all__ = ["CoBlock", "CrossBlock", "RegionSeats", "region_block", "text_block"]
-
-
-@dataclass(frozen=True)
-class RegionSeats:
-    """Where the tokens of a batch stand, and what each kind of attention may see.
-
-    Attributes:
-        texts: Layout of packed text tokens; `None` when they come in rows.
-        regions: Layout of packed regions, likewise.
-        joint: Layout of packed text and regions, likewise.
-        text_mask: For attention from text to text, as the kernel takes it.
-        region_mask: From regions to regions.
-        joint_mask: From all to all.
-        text_to_regions: From text to regions.
-        regions_to_text: From regions to text.
-    """
-
-    texts: PackedRows | None
-    regions: PackedRows | None
-    joint: PackedRows | None
-    text_mask: Any = None
-    region_mask: Any = None
-    joint_mask: Any = None
-    text_to_regions: Any = None
-    regions_to_text: Any = None
+__all__ = ["BothWaysAttention", "CoBlock", "CrossBlock", "region_block", "text_block"]
 
 
 def text_block(config: MMRegionBertConfig) -> PostNormBlock:
@@ -92,6 +66,12 @@ class BothWaysAttention(Attention):
         )
         return self.o_proj(torch.cat((text, regions), dim=-2)), seen, read
 
+    def one_way(
+        self, text: Tensor, regions: Tensor, seats: RegionSeats, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix regions into text alone."""
+        return super().forward(text, regions, seats.text_to_regions, seats.texts, seats.regions, **kwargs)
+
 
 class CrossBlock(GradientCheckpointingLayer):
     """Attention both ways with one set of weights, then self-attention and MLP of each (LXMERT).
@@ -108,8 +88,16 @@ class CrossBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, text: Tensor, regions: Tensor, seats: RegionSeats, **kwargs: Any
+        self,
+        text: Tensor,
+        regions: Tensor,
+        seats: RegionSeats,
+        ends: RegionEnds | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
+        """Text and regions to the same; with `ends` of text only the tokens that are pooled, (B, D)."""
+        if ends is not None:
+            return self._end(text, regions, seats, ends, **kwargs), regions
         states = torch.cat((text, regions), dim=-2)
         words = text.shape[-2]
         mixed, _, _ = self.cross_attention(states, words, seats, **kwargs)
@@ -118,6 +106,14 @@ class CrossBlock(GradientCheckpointingLayer):
         text = self.text(text, attention_mask=seats.text_mask, packed_rows=seats.texts, **kwargs)
         regions = self.regions(regions, attention_mask=seats.region_mask, packed_rows=seats.regions, **kwargs)
         return text, regions
+
+    def _end(
+        self, text: Tensor, regions: Tensor, seats: RegionSeats, ends: RegionEnds, **kwargs: Any
+    ) -> Tensor:
+        mixed, _ = self.cross_attention.one_way(text, regions, seats, **kwargs)
+        text = self.cross_norm(text + self.dropout(mixed))
+        layouts = {"packed_rows": ends.rows, "packed_context": seats.texts}
+        return self.text(text[ends.first_text], text, attention_mask=ends.to_texts, **layouts, **kwargs)
 
 
 class CoBlock(GradientCheckpointingLayer):
@@ -143,8 +139,19 @@ class CoBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, text: Tensor, regions: Tensor, seats: RegionSeats, **kwargs: Any
+        self,
+        text: Tensor,
+        regions: Tensor,
+        seats: RegionSeats,
+        ends: RegionEnds | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
+        """Text and regions to the same; with `ends` of text only the tokens that are pooled, (B, D)."""
+        if ends is not None:
+            first = text[ends.first_text]
+            seen, _ = self.text_attention(first, regions, ends.to_regions, ends.rows, seats.regions, **kwargs)
+            first = self.text_attention_norm(first + self.dropout(seen))
+            return self.text_mlp_norm(first + self.dropout(self.text_mlp(first))), regions
         seen, _ = self.text_attention(
             text, regions, seats.text_to_regions, seats.texts, seats.regions, **kwargs
         )

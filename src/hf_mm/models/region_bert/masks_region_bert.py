@@ -13,11 +13,11 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from ...layers.packing import PackedRows
 from ..vilt.masks_vilt import row_mask
-from .blocks_region_bert import RegionSeats
 from .configuration_region_bert import MMRegionBertConfig
 from .layout_region_bert import RegionBertLayout
+from .seats_region_bert import RegionSeats
 
-__all__ = ["seats_in_rows", "seats_side_by_side"]
+__all__ = ["mask_of_ends", "seats_in_rows", "seats_side_by_side"]
 
 
 def seats_side_by_side(
@@ -52,6 +52,11 @@ def seats_in_rows(
         all_prefix = torch.cat((prefix, torch.ones_like(regions)), dim=1).flatten()
         prefix = prefix.flatten()
     return _seats(config, rows, real, (prefix, all_prefix), tokens, packed=False)
+
+
+def mask_of_ends(config: MMRegionBertConfig, tokens: Tensor, rows: PackedRows, context: PackedRows) -> Any:
+    """The mask of attention from a few packed tokens of each row to all of a packed context."""
+    return _other_mask(config, tokens, True, rows, context, None if context.full else _real(context))
 
 
 def _real(rows: PackedRows) -> Tensor:

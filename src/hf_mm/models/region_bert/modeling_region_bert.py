@@ -11,7 +11,7 @@ model has it, F width of features, D width of text tokens, E width of region tok
 vector, W text tokens and N region tokens of all rows, H heads, S places of text and regions together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,16 @@ from ...hub.interop import ForeignLoadingMixin
 from ...hub.saving import AtomicSaveMixin
 from ...layers.attention import Attention
 from ...layers.post_norm import PostNormBlock
-from .blocks_region_bert import BothWaysAttention, CoBlock, CrossBlock, RegionSeats, region_block, text_block
+from .blocks_region_bert import BothWaysAttention, CoBlock, CrossBlock, region_block, text_block
 from .configuration_region_bert import MMRegionBertConfig
 from .convert_region_bert_lxmert import LXMERT_CHECKPOINT
 from .convert_region_bert_visual_bert import VISUAL_BERT_CHECKPOINT
 from .embeddings_region_bert import RegionEmbeddings, RegionTextEmbeddings
+from .ends_region_bert import ends_of, run_ends
 from .inputs_region_bert import check_region_inputs, check_texts_of_regions
 from .layout_region_bert import RegionBertLayout, lay_out_all_places, lay_out_tokens
 from .masks_region_bert import seats_in_rows, seats_side_by_side
+from .seats_region_bert import RegionSeats
 
 __all__ = ["MMRegionBertModel", "MMRegionBertPreTrainedModel", "RegionBertOutput", "weights_beside"]
 
@@ -54,8 +56,8 @@ RECORDED_STREAMS = {
 def weights_beside(*own: str) -> list[str]:
     """Patterns of the weights of other heads of the family, which loading leaves out in silence.
 
-    A part that is no encoder is named `pooler` or ends in `_head`, `_output`, `_classifier` or `_decoder`. What
-    stands for hidden regions counts among them.
+    A part that is no encoder is named `pooler` or ends in `_head`, `_output`, `_classifier` or `_decoder`.
+    What stands for hidden regions counts among them.
 
     Args:
         own: Names of the parts that the head has itself.
@@ -217,6 +219,7 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         region_index: Tensor | None = None,
         image_features: Tensor | None = None,
         prefix_mask: Tensor | None = None,
+        only_pooled: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionBertOutput:
         """Encode texts, each with the regions of an image.
@@ -238,6 +241,8 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             prefix_mask: (B, L), 1 on the text that every token sees, as it sees the regions; at least on one
                 token of each row. The text that follows sees also what stands before it, and nobody else sees
                 it. All is prefix by default.
+            only_pooled: Give `pooler_output` alone, without what it is not made of: in the last block other
+                tokens than [CLS] are only read, not computed anew.
             **kwargs: `output_hidden_states`, `output_attentions` (eager kernel only); with them, and under
                 `torch.compile`, padding is computed and hidden.
 
@@ -272,7 +277,7 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         for flag, streams in RECORDED_STREAMS.items():
             asked = kwargs.get(flag, getattr(self.config, flag))
             kwargs |= dict.fromkeys(streams, asked)  # ty: ignore[unsupported-operator]
-        return self._encode(text, tokens, layout, prefix, **kwargs)
+        return self._encode(text, tokens, layout, prefix, only_pooled, **kwargs)
 
     @capture_outputs(tie_last_hidden_states=False)
     def _encode(
@@ -281,6 +286,7 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         regions: Tensor,
         layout: RegionBertLayout,
         prefix: Tensor | None,
+        only_pooled: bool,
         **kwargs: Any,
     ) -> RegionBertOutput:
         """The blocks, on tokens side by side or, where hidden states are to be seen, on rows."""
@@ -294,10 +300,18 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             text, regions = layout.text_output.pack(text), layout.region_output.pack(regions)
         else:
             seats = seats_side_by_side(self.config, layout, text, prefix)
+            if only_pooled and self.pooler is not None and prefix is None:
+                ends = ends_of(self.config, layout, text)
+                text, regions = self._run(text, regions, seats, layout, ends.whole, **kwargs)
+                blocks = self._blocks_of(ends.last)
+                first = run_ends(blocks, text, regions, seats, ends, layout, **kwargs)
+                return RegionBertOutput(pooler_output=self.pooler(*first))
             text, regions = self._run(text, regions, seats, layout, **kwargs)
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(text[layout.first_text], regions[layout.first_region])
+        if only_pooled:
+            return RegionBertOutput(pooler_output=pooled)
         states = layout.text_output.unpack(text)  # (B, L, D)
         region_states = layout.region_output.unpack(regions)  # (B, V or V + 1, E)
         if layout.real_texts is not None and layout.real_regions is not None:
@@ -307,24 +321,26 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             region_states = region_states[:, :-1]
         return RegionBertOutput(states, region_states, pooled)
 
+    def _blocks_of(self, places: Sequence[int] | None = None) -> list[tuple[str, Any]]:
+        """Kind and block at these places of `config.layers`; all of them when `None`."""
+        order = self.order if places is None else [self.order[place] for place in places]
+        return [(kind, self.get_submodule(f"{kind}_blocks.{number}")) for kind, number in order]
+
     def _run(
         self,
         text: Tensor,
         regions: Tensor,
         seats: RegionSeats,
         layout: RegionBertLayout | None,
+        places: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """All blocks in their order; text and regions are one tensor from one "joint" block to the next."""
+        """Blocks in their order; text and regions are one tensor from one "joint" block to the next."""
         joint: Tensor | None = None
         words = text.shape[-2]
-        for kind, number in self.order:
-            block: Any = self.get_submodule(f"{kind}_blocks.{number}")
+        for kind, block in self._blocks_of(places):
             if kind == "joint":
-                if joint is None:
-                    joint = (
-                        torch.cat((text, regions), dim=1) if layout is None else layout.join(text, regions)
-                    )
+                joint = _together(text, regions, layout) if joint is None else joint
                 joint = block(joint, attention_mask=seats.joint_mask, packed_rows=seats.joint, **kwargs)
                 continue
             if joint is not None:
@@ -333,9 +349,8 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             if kind == "text":
                 text = block(text, attention_mask=seats.text_mask, packed_rows=seats.texts, **kwargs)
             elif kind == "region":
-                regions = block(
-                    regions, attention_mask=seats.region_mask, packed_rows=seats.regions, **kwargs
-                )
+                mask = seats.region_mask
+                regions = block(regions, attention_mask=mask, packed_rows=seats.regions, **kwargs)
             else:
                 text, regions = block(text, regions, seats, **kwargs)
         return (text, regions) if joint is None else _apart(joint, words, layout)
@@ -355,6 +370,11 @@ def numbered_layers(config: MMRegionBertConfig) -> list[tuple[str, int]]:
             known[kind].append(group)
         order.append((kind, known[kind].index(group)))
     return order
+
+
+def _together(text: Tensor, regions: Tensor, layout: RegionBertLayout | None) -> Tensor:
+    """Text and regions as one sequence."""
+    return torch.cat((text, regions), dim=1) if layout is None else layout.join(text, regions)
 
 
 def _apart(joint: Tensor, words: int, layout: RegionBertLayout | None) -> tuple[Tensor, Tensor]:
