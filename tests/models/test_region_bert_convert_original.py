@@ -184,3 +184,13 @@ def test_visualbert_has_the_states_of_its_authors_code(tmp_path):
     got = model.region_bert(ids, region_features=features)
     assert_close(got.last_hidden_state, text, **EXACT)
     assert_close(got.region_last_hidden_state, regions, **EXACT)
+
+
+@pytest.mark.parametrize("layout", RELEASED)
+def test_what_was_read_is_saved_and_loaded_as_our_own(layout, tmp_path):
+    path, _, fields = folder(tmp_path, layout)
+    model = load_original_region_bert(path, **fields)
+    model.save_pretrained(tmp_path / "own")
+    again = MMRegionBertForPreTraining.from_pretrained(tmp_path / "own")
+    assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert again.config.layers == model.config.layers

@@ -87,13 +87,13 @@ class VoltaBlocks:
         config: Theirs.
         layers: Kinds of blocks, first to last.
         rows: Of the names of their weights.
-        copies: Patterns of names that mean a weight a second time, of streams that share it.
+        twins: Sublayers whose streams share their weights, which then have two names each.
     """
 
     config: Mapping[str, Any]
     layers: list[str] = field(default_factory=list)
     rows: list[tuple[str, ...]] = field(default_factory=list)
-    copies: list[str] = field(default_factory=list)
+    twins: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "VoltaBlocks":
@@ -114,7 +114,7 @@ class VoltaBlocks:
         if asks == ALL and shared:
             self._need_mlp(number + 1, ALONE, shared=True)
             self._one_stream("joint", "", number)
-            self.copies += [f"{LAYER}.{n}.*.v_*" for n in (number, number + 1)]
+            self.twins += [number, number + 1]
         elif asks and asks <= ALONE and (not shared or len(asks) == 1):
             self._need_mlp(number + 1, asks)
             for kind, mark in (STREAMS[each] for each in sorted(asks)):
@@ -164,7 +164,7 @@ class VoltaBlocks:
         for stream, mark in (("text", ""), ("regions", "v_")):
             self.rows += _attention(f"{ours}.{stream}.attention", number + 1, mark)
             self.rows += _mlp(f"{ours}.{stream}.mlp", number + 2, mark)
-        self.copies.append(f"{LAYER}.{number}.*.v_*")
+        self.twins.append(number)
 
     def _co(self, number: int) -> None:
         ours = self._name("co")
@@ -219,8 +219,9 @@ class VoltaLayout(OriginalLayout):
                 *_region_head_rows(theirs),
                 ("answer_head.*", "cls.qaPredictions.logit_fc.*"),
             )
+            self.twins = {str(number) for number in blocks.twins}
             self.unused = (
-                *blocks.copies,
+                *(f"{LAYER}.{number}.*.v_*" for number in blocks.twins),
                 "bert.embeddings.image_token_type_embeddings.weight",
                 "*position_ids",
             )
@@ -238,6 +239,15 @@ class VoltaLayout(OriginalLayout):
                 "weights were made with beside them as `config.json`, or name it as `config`."
             )
         return VoltaLayout(theirs)
+
+    def weights_to(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `ForeignCheckpoint`. What streams share is written under both names."""
+        weights = super().weights_to(ours)
+        for name, weight in list(weights.items()):
+            *front, part, last = name.removeprefix(f"{LAYER}.").split(".")
+            if name.startswith(LAYER) and front[0] in self.twins:
+                weights[".".join([LAYER, *front, f"v_{part}", last])] = weight
+        return weights
 
     def fields_from(self, theirs: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """See `OriginalLayout`.
