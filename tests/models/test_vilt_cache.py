@@ -4,6 +4,7 @@ import pytest
 import torch
 from layers import row_kernel
 from torch.testing import assert_close
+from transformers import GenerationConfig
 from vilt_tiny import CLS, MIXED, images, texts, tiny_config
 
 from hf_mm.models.vilt.cache_vilt import ViltCache
@@ -134,6 +135,33 @@ def test_what_is_kept_follows_the_rows_that_are_chosen():
         word = torch.tensor([[5], [6], [7], [8]])
         got, expected = (model(word, past_key_values=kept).logits for kept in (cache, again))
     assert_close(got, expected, **NEAR)
+
+
+@pytest.mark.parametrize(
+    ("use_cache", "message"),
+    [
+        (True, "The text goes on to 13 tokens but the position table ends at 12; ask for fewer"),
+        (False, "`input_ids` has rows of 13 tokens but the position table ends at 12"),
+    ],
+)
+def test_a_text_that_goes_on_behind_the_positions_is_named(use_cache, message):
+    """Where the length stands in a configuration of generation, and so is seen only on the way."""
+    asked = GenerationConfig(max_new_tokens=8, use_cache=use_cache, pad_token_id=0)
+    with pytest.raises(ValueError, match=message):
+        tiny().generate(**prompts(), generation_config=asked)
+
+
+def test_what_is_cut_off_a_text_can_be_written_anew():
+    """As when guessed words are taken back."""
+    model = tiny()
+    cache, words = ViltCache(model.config, 3), torch.tensor([[5, 6], [7, 8], [9, 10]])
+    with torch.no_grad():
+        model(**prompts(), past_key_values=cache)
+        first = model(words, past_key_values=cache).logits
+        model(words.flip(1), past_key_values=cache)
+        cache.crop(-4)
+        again = model(words, past_key_values=cache).logits
+    assert_close(again, first, **NEAR)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import gelu, interpolate, layer_norm, linear
+from torch.nn.functional import cross_entropy, gelu, interpolate, layer_norm, linear
 from torch.testing import assert_close
 from vilt_tiny import images, scrambled, texts, tiny_config
 
@@ -85,19 +85,54 @@ def test_the_encoder_of_a_checkpoint_has_the_states_of_its_authors_code(tmp_path
     assert_close(got.pooler_output, pooled, **EXACT)
 
 
+def original_words(w, states):
+    """`mlm_score` of the six places of the text."""
+    x = gelu(linear(states[:, :6], *(w[f"mlm_score.transform.dense.{name}"] for name in ("weight", "bias"))))
+    norm = [w[f"mlm_score.transform.LayerNorm.{name}"] for name in ("weight", "bias")]
+    return linear(layer_norm(x, (128,), *norm, 1e-12), w["mlm_score.decoder.weight"], w["mlm_score.bias"])
+
+
+def original_match(w, states):
+    """`itm_score` of pooled states."""
+    pooled = torch.tanh(linear(states[:, 0], w["pooler.dense.weight"], w["pooler.dense.bias"]))
+    return linear(pooled, w["itm_score.fc.weight"], w["itm_score.fc.bias"])
+
+
 def test_its_words_and_matches_are_those_of_its_authors_code(tmp_path):
     weights = saved(scrambled(MMViltForPreTraining(config_of(MMViltForPreTraining))), tmp_path / "vilt.ckpt")
     ours, inputs = load_original_vilt(tmp_path / "vilt.ckpt"), batch()
     states = original_encoder(weights, inputs["input_ids"], inputs["pixel_values"])
-    x = gelu(linear(states[:, :6], *(weights[f"mlm_score.transform.dense.{n}"] for n in ("weight", "bias"))))
-    norm = [weights[f"mlm_score.transform.LayerNorm.{name}"] for name in ("weight", "bias")]
-    logits = linear(
-        layer_norm(x, (128,), *norm, 1e-12), weights["mlm_score.decoder.weight"], weights["mlm_score.bias"]
-    )
-    assert_close(ours.mlm_head(ours.vilt(**inputs).last_hidden_state[:, :6]), logits, **EXACT)
-    pooled = torch.tanh(linear(states[:, 0], weights["pooler.dense.weight"], weights["pooler.dense.bias"]))
-    match = linear(pooled, weights["itm_score.fc.weight"], weights["itm_score.fc.bias"])
-    assert_close(ours(**inputs).logits, match, **EXACT)
+    words = ours.mlm_head(ours.vilt(**inputs).last_hidden_state[:, :6])
+    assert_close(words, original_words(weights, states), **EXACT)
+    assert_close(ours(**inputs).logits, original_match(weights, states), **EXACT)
+
+
+def test_losses_and_gradients_are_those_of_its_authors_code(tmp_path):
+    """Of hidden words and of matching; gradients by its authors' names, as if they were weights."""
+    saved(scrambled(MMViltForPreTraining(config_of(MMViltForPreTraining))), tmp_path / "vilt.ckpt")
+    ours, inputs = load_original_vilt(tmp_path / "vilt.ckpt"), batch()
+    weights = {
+        name: weight.detach().clone().requires_grad_()
+        for name, weight in to_original_vilt_state_dict(ours).items()
+    }
+    labels, matched = torch.full((2, 6), -100), torch.tensor([1, 0])
+    labels[0, 2], labels[1, 3], labels[1, 4] = 7, 30, 2
+    hidden = inputs["input_ids"].masked_fill(labels != -100, 38)
+    asked = {"mlm_input_ids": hidden, "mlm_labels": labels, "itm_labels": matched}
+    out = ours(**inputs, **asked)
+    words = original_words(weights, original_encoder(weights, hidden, inputs["pixel_values"]))
+    pairs = original_match(weights, original_encoder(weights, inputs["input_ids"], inputs["pixel_values"]))
+    losses = cross_entropy(words.flatten(0, 1), labels.flatten()), cross_entropy(pairs, matched)
+    assert_close((out.mlm_loss, out.itm_loss), losses, **EXACT)
+    (out.mlm_loss + out.itm_loss).backward()
+    sum(losses).backward()
+    with torch.no_grad():
+        for weight in ours.parameters():
+            weight.copy_(weight.grad)
+    expected = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    found = to_original_vilt_state_dict(ours)
+    assert len(expected) > 40
+    assert_close({name: found[name] for name in expected}, expected, **EXACT)
 
 
 @pytest.mark.parametrize("model_class", HEADS)

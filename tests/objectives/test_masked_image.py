@@ -102,8 +102,14 @@ def test_the_loss_is_the_mean_over_pixels_that_count():
     scored = torch.tensor([[True, False, True]])
     assert masked_pixel_loss(predicted, target, scored).item() == 2.5
     assert masked_pixel_loss(predicted, target, scored, num_items_in_batch=4).item() == 1.25
-    for items in (None, 0, torch.tensor(0)):
-        assert masked_pixel_loss(predicted, target, torch.zeros_like(scored), False, items).item() == 0.0
+
+
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0), 5])
+def test_no_pixels_that_count_are_an_exact_zero_with_gradient_zero(items):
+    predicted, scored = torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 3, dtype=torch.bool)
+    loss = masked_pixel_loss(predicted, torch.ones(2, 3, 4), scored, False, items)
+    assert loss.item() == 0.0
+    assert torch.equal(torch.autograd.grad(loss, predicted)[0], torch.zeros_like(predicted))
 
 
 def test_normalized_targets_have_mean_0_and_deviation_1_and_a_plain_patch_is_0():

@@ -27,11 +27,13 @@ class ViltCache(DynamicCache):
     Attributes:
         real: (B, K) bool, true where a place has a token; `None` before anything is read.
         ends: (B,) tokens of each text so far.
+        length: L, of the text so far with its padding.
     """
 
     def __init__(self, config: MMViltConfig, prompts: int) -> None:
         super().__init__(config=config)
         self.prompts = prompts
+        self.most, self.length = config.max_position_embeddings, 0
         self.real: Tensor | None = None
         self.ends: Tensor | None = None
 
@@ -42,13 +44,23 @@ class ViltCache(DynamicCache):
 
     def begin(self, real: Tensor, length: int) -> None:
         """Note which places of the first pass, (B, K) bool, have a token; the text has the first `length`."""
-        self.real, self.ends = real, real[:, :length].sum(dim=1)
+        self.real, self.ends, self.length = real, real[:, :length].sum(dim=1), length
 
     def go_on(self, count: int) -> tuple[Tensor, Tensor]:
-        """Note so many more tokens of every text: their (B, count) positions, and what is real then."""
+        """Note so many more tokens of every text: their (B, count) positions, and what is real then.
+
+        Raises:
+            ValueError: The text becomes longer than the position table.
+        """
         assert self.real is not None
         assert self.ends is not None
         positions = self.ends.unsqueeze(1) + torch.arange(count, device=self.ends.device)
+        self.length += count
+        if self.length > self.most:
+            raise ValueError(
+                f"The text goes on to {self.length} tokens but the position table ends at {self.most}; ask "
+                "for fewer."
+            )
         self.real = torch.cat((self.real, self.real.new_ones(len(self.real), count)), dim=1)
         self.ends = self.ends + count
         return positions, self.real
@@ -70,6 +82,7 @@ class ViltCache(DynamicCache):
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.real is not None and self.ends is not None:
             self.real, self.ends = self.real[:, :tokens_to_remove], self.ends + tokens_to_remove
+            self.length += tokens_to_remove
 
     def _choose(self, rows: Any) -> None:
         if self.real is not None and self.ends is not None:
