@@ -175,12 +175,14 @@ def test_captions_are_learned_to_their_end_and_prompts_are_not(processor):
         {"regions": "b.jpg", "prompt": "", "caption": "a dog"},
     ]
     batch = RegionCaptionCollator(processor, prompt_column="prompt", store=STORE)(rows)
-    assert set(batch) == {*INPUTS, "caption_labels"}
+    assert set(batch) == {*INPUTS, "labels"}
     assert words(batch["input_ids"]) == ["[CLS] is it red ? [SEP]", "[CLS] a dog [SEP] [PAD] [PAD]"]
-    learned = batch["caption_labels"] != -100
+    learned = batch["labels"] != -100
     assert learned.tolist() == [[False] * 3 + [True] * 3, [False] + [True] * 3 + [False] * 2]
-    assert torch.equal(batch["caption_labels"][learned], batch["input_ids"][learned])
+    assert torch.equal(batch["labels"][learned], batch["input_ids"][learned])
     assert batch["region_mask"].sum(1).tolist() == [3, 2]
+    start = processor.prompts(STORE["a.jpg"], "is it")["input_ids"]
+    assert torch.equal(batch["input_ids"][0, ~learned[0]], start[0])
 
 
 def test_one_of_several_captions_is_drawn_by_the_seed(processor):

@@ -1,6 +1,9 @@
 """The processor of region BERTs: texts, tags and regions to a batch, and what it refuses by row and value."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -305,3 +308,36 @@ def test_the_tags_of_all_pictures_stand_behind_a_text():
     assert words(batch["input_ids"]) == ["[CLS] a dog [SEP] dog cat dog cat [SEP]"]
     with pytest.raises(ValueError, match="`regions` 0 has no `tags`, which the model reads"):
         processor_of(max_tags=4)("a dog", [[regions(2), regions(2, tags=None)]])
+
+
+def test_a_prompt_has_what_begins_a_text_and_not_what_ends_it():
+    processor = processor_of(max_length=7)
+    out = processor.prompts([regions(2), regions(3)], ["is it a dog ?", "a dog"])
+    assert words(out["input_ids"]) == ["[CLS] is it a dog ?", "[PAD] [PAD] [PAD] [CLS] a dog"]
+    assert out["attention_mask"].tolist() == [[1] * 6, [0, 0, 0, 1, 1, 1]]
+    assert torch.equal(out["region_mask"], processor(regions=[regions(2), regions(3)])["region_mask"])
+    assert words(processor.prompts([regions(2)] * 2)["input_ids"]) == ["[CLS]"] * 2
+    with pytest.raises(ValueError, match="1 texts for 2 pictures; give one for each, or one for all"):
+        processor.prompts([regions(2)] * 2, ["a"])
+    with pytest.raises(ValueError, match="`text` 0 begins with 7 tokens, and `max_length`=7 leaves no room"):
+        processor.prompts(regions(2), "cat " * 6)
+
+
+@pytest.mark.slow
+def test_it_loads_from_the_hub_without_this_package(tmp_path):
+    processor = processor_of(max_tags=2)
+    processor.save_pretrained(tmp_path / "repo")
+    torch.save((regions(3), dict(processor("a red dog", regions(3)))), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, transformers\n"
+        f"found, expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        "auto = transformers.AutoProcessor\n"
+        f"processor = auto.from_pretrained({str(tmp_path / 'repo')!r}, trust_remote_code=True)\n"
+        "assert 'hf_mm' not in sys.modules\n"
+        "batch = processor('a red dog', found)\n"
+        "assert set(batch) == set(expected)\n"
+        "assert all(torch.equal(batch[name], expected[name]) for name in expected)\n"
+    )
+    env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ __all__ = ["RegionCaptionCollator"]
 
 
 class RegionCaptionCollator:
-    """Makes a batch of texts to be written about pictures, "caption" of `MMRegionBertForPreTraining`.
+    """Makes a batch of texts to be written about pictures, for `MMRegionBertForImageToText`.
 
     Each text is a prompt, which may be empty, and a caption that follows it. The model reads the prompt with
     the regions and learns to write the caption, to its end. Tags are not read.
@@ -56,8 +56,8 @@ class RegionCaptionCollator:
         """Inputs of the model.
 
         Returns:
-            `input_ids`, `attention_mask` and `token_type_ids` (B, L), `caption_labels` (B, L), the token at
-            each place of the caption and of what ends it, -100 elsewhere; `region_features` (B, R, F),
+            `input_ids`, `attention_mask` and `token_type_ids` (B, L), `labels` (B, L), the token at each
+            place of the caption and of what ends it, -100 elsewhere; `region_features` (B, R, F),
             `region_boxes` (B, R, 4) and `region_mask` (B, R).
 
         Raises:
@@ -73,6 +73,5 @@ class RegionCaptionCollator:
         texts = [of_row[draw_below(len(of_row), generator)] for of_row in captions]
         prompts = ["" if self.prompt_column is None else row[self.prompt_column] for row in rows]
         text = encode_captions(self.processor, prompts, texts)
-        text["caption_labels"] = text.pop("labels")
-        del text["prefix_mask"]  # what has no label
+        del text["prefix_mask"]  # that is where there is no label
         return {**text, **self.processor.encode_regions(self.regions(rows), self.box_format)}

@@ -6,12 +6,15 @@ Shapes: B texts, L tokens of the longest.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 __all__ = [
     "check_kept_tokens",
     "check_text_rows",
     "check_tokenizer",
+    "padded_prompts",
     "prompt_tokens",
     "tokens_around_text",
     "tokens_of_texts",
@@ -144,6 +147,33 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_leng
                 f"to go on: {texts[index][:60]!r}. Shorten it."
             )
     return rows
+
+
+def padded_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str] | None, count: int, max_length: int
+) -> dict[str, Tensor]:
+    """What generation about pictures starts from: beginnings of texts, padded on the left.
+
+    Args:
+        tokenizer: Any with a `pad_token`.
+        texts: One beginning for each picture, or one for all; by default none.
+        count: B pictures.
+        max_length: Most tokens of a text.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids` (B, L), without the tokens that end a text.
+
+    Raises:
+        ValueError: Not as many texts as pictures, or one that leaves no room for a continuation.
+    """
+    beginnings = [texts or ""] * count if texts is None or isinstance(texts, str) else list(texts)
+    if len(beginnings) != count:
+        raise ValueError(f"{len(beginnings)} texts for {count} pictures; give one for each, or one for all.")
+    rows = prompt_tokens(tokenizer, beginnings, max_length)
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
 
 
 def tokens_around_text(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -18,6 +18,7 @@ from ...hub.remote_code import RemoteCodeMixin
 from ...layers.texts import (
     check_text_rows,
     check_tokenizer,
+    padded_prompts,
     prompt_tokens,
     tokens_around_text,
     tokens_of_texts,
@@ -195,6 +196,30 @@ class MMRegionProcessor(RemoteCodeMixin, ProcessorMixin):
             ValueError: A picture has none.
         """
         return [_tags_of_picture(picture, row) for row, picture in enumerate(regions)]
+
+    def prompts(
+        self,
+        regions: Mapping[str, Any] | Sequence[Any],
+        text: str | list[str] | None = None,
+        box_format: str = "shares",
+    ) -> BatchFeature:
+        """What a model that writes starts from: regions, each with the beginning of a text.
+
+        Args:
+            regions: Of B pictures, as in a call.
+            text: One beginning for each picture, such as a question, or one for all; by default none.
+            box_format: As in a call.
+
+        Returns:
+            As a call, without tags and the tokens that end a text, padded on the left.
+
+        Raises:
+            ValueError: Not as many texts as pictures, a text that leaves no room for a continuation, or
+                regions that cannot be used.
+        """
+        found = self.encode_regions(regions, box_format)
+        texts = padded_prompts(self.tokenizer, text, len(found["region_mask"]), self.max_length)
+        return BatchFeature({**texts, **found})
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Tokens of beginnings of texts: the special ones before a text, then its own, and none that ends it.

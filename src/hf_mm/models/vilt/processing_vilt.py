@@ -3,13 +3,18 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ...hub.remote_code import RemoteCodeMixin
-from ...layers.texts import check_tokenizer, prompt_tokens, tokens_around_text, tokens_of_texts
+from ...layers.texts import (
+    check_tokenizer,
+    padded_prompts,
+    prompt_tokens,
+    tokens_around_text,
+    tokens_of_texts,
+)
 from .image_processing_vilt import MMViltImageProcessor
 
 __all__ = ["MMViltProcessor"]
@@ -134,16 +139,7 @@ class MMViltProcessor(RemoteCodeMixin, ProcessorMixin):
         """
         pixels = self.image_processor(images, return_tensors="pt")
         count = len(pixels["pixel_values"])
-        texts = [text or ""] * count if text is None or isinstance(text, str) else list(text)
-        if len(texts) != count:
-            raise ValueError(f"{len(texts)} texts for {count} pictures; give one for each, or one for all.")
-        rows = self.prompt_ids(texts)
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        text_inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        return BatchFeature({**text_inputs, **pixels})
+        return BatchFeature({**padded_prompts(self.tokenizer, text, count, self.max_length), **pixels})
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Tokens of beginnings of texts: the special ones before a text, then its own, and none that ends it.
