@@ -18,6 +18,7 @@ from region_bert_peers import (
     two_segments,
 )
 from region_bert_tiny import MASK, SIZES
+from regions_tiny_rows import tokenizer
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
@@ -229,6 +230,17 @@ def test_an_export_loads_in_plain_transformers_with_the_same_outputs(name, tmp_p
         assert_close(got.logits, expected.question_answering_score, **EXACT)
     again = load(name, tmp_path / "theirs")
     assert_close(again.state_dict(), ours.state_dict(), rtol=0, atol=0)
+
+
+def test_an_export_takes_the_tokenizer_along(tmp_path):
+    hf_mm.MMRegionBertModel(tiny_lxmert()).save_pretrained(tmp_path / "ours")
+    processor = hf_mm.MMRegionProcessor(tokenizer(), max_length=9)
+    processor.save_pretrained(tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "theirs")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert again("is it a red cat ?")["input_ids"] == processor("is it a red cat ?")["input_ids"][0].tolist()
+    assert again.model_max_length == 9
+    assert not list((tmp_path / "theirs").glob("*.py"))
 
 
 def write_old(model, folder):

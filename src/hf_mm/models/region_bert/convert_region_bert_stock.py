@@ -1,6 +1,7 @@
 """What the converters of transformers' vision-language BERTs share: names, and what may be exported."""
 
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
@@ -154,6 +155,14 @@ class StockBertCheckpoint(ForeignCheckpoint):
     def sizes_to(self, ours: Any) -> dict:
         """Fields of theirs that the table `fields` does not give."""
         return {}
+
+    def processor_to(self, processor: Any) -> Any:
+        """See `ForeignCheckpoint`. Of ours the tokenizer: over there regions are given as they are."""
+        if type(processor).__name__ != "MMRegionProcessor":
+            return super().processor_to(processor)
+        tokenizer = deepcopy(processor.tokenizer)
+        tokenizer.model_max_length = processor.max_length  # where theirs keeps it
+        return tokenizer
 
     def weights_from(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `ForeignCheckpoint`. Reads the oldest names of norms, and biases that are there twice."""
