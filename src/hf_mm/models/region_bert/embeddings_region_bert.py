@@ -107,7 +107,7 @@ class RegionEmbeddings(nn.Module):
                 "`masked_regions`: this head has no vector that stands for hidden regions; hide them in "
                 "`MMRegionBertForPreTraining` or the bare model, or leave them visible."
             )
-        config, weight = self.config, self.feature_projection.weight
+        config, weight = self.config, text.tokens.weight
         features = features.to(weight.dtype)
         hidden = None if masked is None else masked.flatten()[layout.image_places].bool()  # (M,)
         chosen = self._hide(features.flatten(0, 1)[layout.image_places], hidden)  # (M, F)

@@ -89,7 +89,9 @@ class MMRegionBertForQuestionAnswering(MMRegionBertPreTrainedModel):
         """
         count: Any = kwargs.pop("num_items_in_batch", None)
         text: Any = (input_ids, attention_mask, token_type_ids)
-        encoded = self.region_bert(*text, region_features, region_boxes, region_mask, inputs_embeds, **kwargs)
+        regions: Any = (region_features, region_boxes, region_mask)
+        pooled = self.config.answer_state == "pooled"
+        encoded = self.region_bert(*text, *regions, inputs_embeds, only_pooled=pooled, **kwargs)
         vectors = encoded.pooler_output
         if vectors is None:
             vectors = _before_end(encoded.last_hidden_state, attention_mask)
@@ -153,7 +155,8 @@ class MMRegionBertForImageAndTextRetrieval(MMRegionBertPreTrainedModel):
         """
         count: Any = kwargs.pop("num_items_in_batch", None)
         text: Any = (input_ids, attention_mask, token_type_ids)
-        encoded = self.region_bert(*text, region_features, region_boxes, region_mask, inputs_embeds, **kwargs)
+        regions: Any = (region_features, region_boxes, region_mask)
+        encoded = self.region_bert(*text, *regions, inputs_embeds, only_pooled=True, **kwargs)
         logits = self.rank_output(self.dropout(encoded.pooler_output))  # (B, 1)
         return SequenceClassifierOutput(
             loss=None if labels is None else choice_loss(logits, labels, count),
@@ -255,7 +258,7 @@ class MMRegionBertForImagesAndTextClassification(MMRegionBertPreTrainedModel):
                 name: None if part is None else part.repeat_interleave(images, 0)
                 for name, part in text.items()
             }
-        return self.region_bert(**text, **given, **kwargs)
+        return self.region_bert(**text, **given, only_pooled=True, **kwargs)
 
     def _check_images(self, regions: dict[str, Tensor | None]) -> None:
         images, size = self.config.num_images, self.config.region_feature_size
