@@ -26,7 +26,14 @@ from .vision_parts import attention_weights_kept
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["WordMaps", "stand_out", "word_attention", "word_map_figure", "word_transport"]
+__all__ = [
+    "WordMaps",
+    "stand_out",
+    "word_attention",
+    "word_map_figure",
+    "word_transport",
+    "words_and_tokens",
+]
 
 MODEL_TYPE = "mm_vilt"
 COLUMNS = 5
@@ -190,13 +197,27 @@ def _encoder(model: nn.Module) -> PreTrainedModel:
     return found[0]
 
 
-def _pair(encoder: PreTrainedModel, processor: Any, image: object, text: str) -> Pair:
+def words_and_tokens(tokenizer: Any, text: str, most: int) -> tuple[list[str], list[int], Tensor]:
+    """What stands between blanks in a text, its tokens, and which of them are in which word.
+
+    Args:
+        tokenizer: A fast one.
+        text: One text.
+        most: Tokens that the model reads.
+
+    Returns:
+        W words; ids of T tokens, special ones included; (W, T) shares of the tokens in each word, a row's sum
+        is 1, special tokens are in none.
+
+    Raises:
+        ValueError: There is no word, the text is too long, or the tokenizer keeps nothing of a word.
+    """
     words = text.split()
     if not words:
         raise ValueError(f"`text`={text!r} has no word; give at least one.")
     text = " ".join(words)
-    tokens = processor.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    count, most = len(tokens["input_ids"]), encoder.config.max_position_embeddings
+    tokens = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    count = len(tokens["input_ids"])
     if count > most:
         raise ValueError(f"`text` has {count} tokens, special ones included, and the model reads {most}.")
     ends = np.cumsum([len(word) + 1 for word in words])  # of each word, behind its blank
@@ -209,17 +230,22 @@ def _pair(encoder: PreTrainedModel, processor: Any, image: object, text: str) ->
     lost = [word for word, row in zip(words, members, strict=True) if not row.any()]
     if lost:
         raise ValueError(f"`text` has {lost[0]!r}, of which the tokenizer keeps nothing; leave it out.")
+    return words, tokens["input_ids"], members / members.sum(dim=1, keepdim=True)
+
+
+def _pair(encoder: PreTrainedModel, processor: Any, image: object, text: str) -> Pair:
+    most = encoder.config.max_position_embeddings
+    words, tokens, members = words_and_tokens(processor.tokenizer, text, most)
     images = getattr(processor, "image_processor", processor)
     picture = images(images=[Image.fromarray(load_rgb(image))], return_tensors="pt")
     height, width = picture["pixel_values"].shape[-2:]
     inputs = {
-        "input_ids": torch.tensor([tokens["input_ids"]], device=encoder.device),
-        "attention_mask": torch.ones(1, count, dtype=torch.long, device=encoder.device),
+        "input_ids": torch.tensor([tokens], device=encoder.device),
+        "attention_mask": torch.ones(1, len(tokens), dtype=torch.long, device=encoder.device),
         "pixel_values": picture["pixel_values"].to(encoder.device, encoder.dtype),
         "pixel_mask": picture["pixel_mask"].to(encoder.device),
     }
     side = encoder.config.patch_size
-    members = members / members.sum(dim=1, keepdim=True)
     return Pair(inputs, words, members, (height // side, width // side))
 
 
