@@ -16,6 +16,7 @@ from torch.multiprocessing import start_processes
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_mm.objectives.answers import answer_loss
 from hf_mm.objectives.batch_mean import items_per_process
 from hf_mm.objectives.exchange import gather_features
 from hf_mm.objectives.hard_negatives import distributed_hard_negatives
@@ -45,6 +46,8 @@ OUTPUTS = {
     "smooth region features": 4,
     "region classes": 5,
     "region distributions": 5,
+    "scored answers": 5,
+    "right answers": 5,
     "matching": 2,
     "matching of hard negatives": 2,
     "ranking": 1,
@@ -99,6 +102,10 @@ class Fusion(nn.Module):
             case "region distributions":
                 hidden = rows["hidden"]
                 return masked_region_kl(self.head(patches[hidden]), rows["region_scores"][hidden], items)
+            case "scored answers":
+                return answer_loss(self.head(words[:, 0]), rows["region_scores"][:, 0], items)
+            case "right answers":
+                return answer_loss(self.head(words[:, 0]), rows["match_labels"], items)
             case "matching":
                 return matching_loss(self.head(words[:, 0]), rows["match_labels"], items)
             case "ranking":
@@ -167,7 +174,9 @@ def counted(objective, rows):
             return rows["hidden"].sum()
         case "region classes" | "region distributions":
             return rows["hidden"].sum()
-        case "matching":
+        case "scored answers":
+            return torch.tensor(rows["region_scores"][:, 0].numel())  # as Trainer counts labels
+        case "matching" | "right answers":
             return (rows["match_labels"] != -100).sum()
         case "ranking":
             return rows["candidates"][:, 0].sum()
