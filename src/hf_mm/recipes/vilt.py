@@ -94,7 +94,7 @@ DEFAULTS = {
 }
 TASKS: dict[str, dict[str, Any]] = {
     "pretrain": {"max_steps": 800},
-    "vqa": {"max_steps": 5000, "per_device_train_batch_size": 16, "learning_rate": 5e-4},
+    "vqa": {"max_steps": 8000, "per_device_train_batch_size": 16, "learning_rate": 5e-4},
     "retrieval": {"max_steps": 400, "per_device_train_batch_size": 4, "learning_rate": 5e-4},
     "nlvr": {"max_steps": 2500, "per_device_train_batch_size": 16, "learning_rate": 5e-4},
 }
