@@ -50,8 +50,9 @@ REGION_TASKS = ("mrfr", "smooth", "mrc", "mrc_kl", "object", "attribute")
 
 
 def all_tasks(name="uniter", **changes):
-    """A tiny model of a preset with heads for every task."""
-    return tiny_config(name, **({"task_weights": ALL, "num_tag_classes": 3, "num_labels": 4} | changes))
+    """A preset, tiny, with heads for every task; VL-BERT's regions say something from the start."""
+    heads = {"task_weights": ALL, "num_tag_classes": 3, "num_labels": 4, "region_norm_init": 1.0}
+    return tiny_config(name, **(heads | changes))
 
 
 def columns(*tasks):

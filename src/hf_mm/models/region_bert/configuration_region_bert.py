@@ -213,6 +213,12 @@ class MMRegionBertConfig(RemoteCodeMixin, PreTrainedConfig):
         return sum(kind != "region" for kind in self.layers)
 
     @property
+    def max_text_tokens(self) -> int:
+        """Most tokens of a text: as many as there are positions, less those that regions take behind it."""
+        behind = 1 + self.end_token if self.region_position == "after_text" else 0
+        return self.max_position_embeddings - behind
+
+    @property
     def region_location_size(self) -> int:
         """Numbers that tell where a region is."""
         if self.region_location == "sinusoid":

@@ -45,8 +45,7 @@ def check_texts_of_regions(
             raise ValueError(
                 f"`{other}` must be {tuple(words.shape[:2])} as `{name}`, got {tuple(values.shape)}."
             )
-    behind = 1 + config.end_token if config.region_position == "after_text" else 0
-    most = config.max_position_embeddings - behind
+    most = config.max_text_tokens
     if words.shape[1] > most:
         raise ValueError(
             f"`{name}` has rows of {words.shape[1]} tokens but the position table has room for {most}; "

@@ -291,7 +291,7 @@ class MMRegionBertForPreTraining(MMRegionBertPreTrainedModel):
                 "tasks are given; give those of a task."
             )
         index, labels = (columns.itm_region_index, columns.itm_labels) if "itm" in tasks else (None, None)
-        encoded = self.region_bert(**text, **image, region_index=index)
+        encoded = self.region_bert(**text, **image, region_index=index, only_pooled="wra" not in tasks)
         logits = None if self.itm_head is None else self.itm_head(encoded.pooler_output)
         losses = {}
         if logits is not None and labels is not None:
@@ -323,7 +323,7 @@ class MMRegionBertForPreTraining(MMRegionBertPreTrainedModel):
         assert self.tag_head is not None
         ids, mask, types = columns.tag_input_ids, columns.tag_attention_mask, columns.tag_token_type_ids
         labels: Any = columns.tag_labels
-        logits = self.tag_head(self.region_bert(ids, mask, types, **image).pooler_output)
+        logits = self.tag_head(self.region_bert(ids, mask, types, **image, only_pooled=True).pooler_output)
         check_class_labels(labels, len(logits))
         return labelled_cross_entropy(logits, labels, items)
 

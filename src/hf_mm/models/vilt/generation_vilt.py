@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ...layers.prompts import check_prompts
 from ...objectives.batch_mean import labelled_cross_entropy
 from ...objectives.masked_language import check_place_labels
 from .cache_vilt import ViltCache
@@ -172,7 +173,8 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = kwargs["attention_mask"] = torch.ones_like(ids)
-        self._check_generation(ids, mask, kwargs)
+        check_prompts(ids, mask, self.config.max_position_embeddings, kwargs)
+        _check_cache(kwargs)
         if not {"max_length", "max_new_tokens", "generation_config"} & set(kwargs):
             kwargs["max_length"] = self.config.max_position_embeddings
         if self._keeps(kwargs):
@@ -208,26 +210,14 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         config = kwargs.get("generation_config") or self.generation_config
         return bool(given) if given is not None else config.use_cache is not False
 
-    def _check_generation(self, ids: Tensor, mask: Tensor, kwargs: dict[str, Any]) -> None:
-        most = self.config.max_position_embeddings
-        asked = ids.shape[1] + kwargs["max_new_tokens"] if "max_new_tokens" in kwargs else None
-        asked = kwargs.get("max_length", 0) if asked is None else asked
-        if asked > most:
+
+def _check_cache(kwargs: dict[str, Any]) -> None:
+    for name in ("past_key_values", "cache_implementation"):
+        if kwargs.get(name) is not None:
             raise ValueError(
-                f"{asked} tokens are asked for, prompt included, but the position table ends at {most}; give "
-                "a smaller `max_new_tokens` or `max_length`."
+                f"`{name}` is given as {kwargs[name]!r:.80}; this model makes the cache itself. Leave it "
+                "out, or pass `use_cache=False` for none."
             )
-        if not mask[:, -1].all():
-            raise ValueError(
-                'A prompt ends with padding, where its continuation belongs; set `padding_side="left"` on '
-                "the tokenizer."
-            )
-        for name in ("past_key_values", "cache_implementation"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` is given as {kwargs[name]!r:.80}; this model makes the cache itself. Leave it "
-                    "out, or pass `use_cache=False` for none."
-                )
 
 
 def _prefix(labels: Tensor, prefix_mask: Tensor | None, input_ids: Tensor) -> Tensor:
