@@ -192,6 +192,17 @@ def test_with_three_classes_a_quarter_has_other_tags_and_a_quarter_another_text(
             assert (told == NAMES[row].replace("cats", "cat ##s")) == (label != 2)
 
 
+def test_a_text_that_replaces_another_is_never_true_of_the_picture():
+    captions, seen = [["a red dog", "a dog"], ["a dog"], ["a cat"]], set()
+    for seed in range(60):
+        batch = seeded(["tags"], seed, rows(captions), max_tags=5, num_tag_classes=3)
+        for row in (batch["tag_labels"] == 2).nonzero().flatten().tolist():
+            told, _ = tag_words(batch["tag_input_ids"][row])
+            assert told not in captions[row]
+            seen.add((row, told))
+    assert {(0, "a cat"), (1, "a red dog"), (2, "a dog"), (2, "a red dog")} <= seen
+
+
 def test_segments_of_replaced_tags_are_marked():
     batch = seeded(["tags"], max_tags=5)
     tags = batch["tag_token_type_ids"].sum(1) - 1  # the end of the second segment belongs to it
