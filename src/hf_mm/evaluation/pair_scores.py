@@ -88,9 +88,12 @@ def score_pairs(
             bar.update(len(scores[-1]))
     if wanted is None:
         wanted = torch.ones(sum(map(len, scores)) // len(order), len(order), dtype=torch.bool)
+    scored = torch.cat(scores)
+    scores.clear()  # of N x M numbers no more than two copies at a time
     found = torch.full(wanted.shape, -torch.inf)
-    found[wanted[:, order]] = torch.cat(scores)  # row by row, as they were scored
-    found = found[:, order.argsort()][:, column]  # (N, M)
+    found[wanted[:, order]] = scored  # row by row, as they were scored
+    del scored
+    found = found[:, order.argsort()[column]]  # (N, M)
     check_finite(found if candidates is None else found.masked_fill(~candidates, 0.0))
     return found if candidates is None else found.masked_fill(~candidates, -torch.inf)
 
