@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
-from hf_mm import EASY_VQA_ATTRIBUTES, EasyVQARegions, RegionStoreWriter, easy_vqa_classes, easy_vqa_regions
+from hf_mm import EasyVQARegions, RegionStoreWriter, easy_vqa_classes, easy_vqa_regions
 from hf_mm.data.easy_vqa import image_paths
-from hf_mm.data.easy_vqa_regions import colour_attributes
+from hf_mm.data.easy_vqa_regions import EASY_VQA_ATTRIBUTES, colour_attributes
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ class EasyVQARegions:
 
     feature_size = CHANNELS * BINS**2
     detector = DETECTOR
+    attribute_names = EASY_VQA_ATTRIBUTES
 
     def __init__(self, batch_size: int = 16) -> None:
         self.extract = RegionFeatureExtractor(
