@@ -127,11 +127,12 @@ def peer_of(kind: str, name: str, small: bool) -> Any:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {**SMALL, **FEWER[name]} if small else {}
     if name == "lxmert":
-        tasks = {"task_matched": False, "task_obj_predict": False, "task_qa": False}
+        tasks: dict[str, Any] = {"task_matched": False, "task_obj_predict": False, "task_qa": False}
         tasks = tasks if kind == "training step, masked words" else {}
         config: Any = LxmertConfig(num_qa_labels=ANSWERS, visual_feat_dim=FEATURES, **tasks, **sizes)
     else:
-        config = VisualBertConfig(visual_embedding_dim=FEATURES, num_labels=ANSWERS, **sizes)
+        sizes["num_labels"] = ANSWERS
+        config = VisualBertConfig(visual_embedding_dim=FEATURES, **sizes)
     return KINDS[kind][0][name](config).eval()
 
 
