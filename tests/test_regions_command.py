@@ -113,6 +113,15 @@ def test_a_backbone_reads_the_boxes_of_a_grid_or_of_a_detector(detector, photos,
     assert_close(detected["a.png"]["boxes"], expected["boxes"], rtol=1e-4, atol=1e-5)
 
 
+def test_slow_work_is_written_before_a_shard_is_full(detector, photos, tmp_path, monkeypatch):
+    """So that a process that is killed loses a minute at most."""
+    monkeypatch.setattr("hf_mm.cli.regions.LOST_SECONDS", 0.0)
+    command = ["regions", str(photos), "--out", str(tmp_path), "--detector", detector, "--batch_size", "2"]
+    assert main(command) == 0
+    assert len(list(tmp_path.glob("writer-*/*.safetensors"))) == 3
+    assert len(RegionStore(tmp_path)) == 5
+
+
 def test_a_damaged_shard_is_repaired_when_asked(detector, photos, tmp_path, capsys):
     command = ["regions", str(photos), "--out", str(tmp_path), "--detector", detector]
     assert main(command) == 0

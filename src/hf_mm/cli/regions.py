@@ -11,6 +11,7 @@ from typing import Any
 __all__ = ["main"]
 
 LITE = "efficientnet-lite0"
+LOST_SECONDS = 60.0  # of work, at most, when the process is killed
 LITE_STRIDE, LITE_SIDE_PX = 16, 224
 Extractor = Callable[[list[Any]], list[dict[str, Any]]]
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -204,9 +205,13 @@ def _extract(
 
     with ThreadPoolExecutor(1) as pool, tqdm(total=len(ids), desc="regions", unit=" images") as bar:
         upcoming = pool.submit(read, batches[0] if batches else [])
+        written = time.perf_counter()
         for number, batch in enumerate(batches, 1):
             found = upcoming.result()
             upcoming = pool.submit(read, batches[number] if number < len(batches) else [])
             for image_id, regions in zip(batch, extract(found), strict=True):
                 writer.add(image_id, regions)
             bar.update(len(batch))
+            if time.perf_counter() - written > LOST_SECONDS:
+                writer.flush()
+                written = time.perf_counter()
