@@ -71,19 +71,7 @@ def check_region_inputs(
         ValueError: No features or boxes, features of another width, or shapes and numbers that do not go
             together.
     """
-    size = config.region_feature_size
-    if features is None:
-        raise ValueError(f"Give `region_features`, (batch, regions, {size}), beside the text.")
-    if features.ndim != 3 or not features.shape[1]:
-        raise ValueError(
-            f"`region_features` must be (batch, regions, {size}) with at least one region, got "
-            f"{tuple(features.shape)}."
-        )
-    if features.shape[2] != size:
-        raise ValueError(
-            f"`region_features` is {features.shape[2]} wide, the model was made for {size} "
-            "(`region_feature_size`); extract them with the same detector."
-        )
+    features, size = _check_features(features, config.region_feature_size), config.region_feature_size
     if boxes is None and config.region_location != "none":
         raise ValueError(
             f'Give `region_boxes`, {(*features.shape[:2], 4)}: `region_location`="{config.region_location}" '
@@ -116,6 +104,22 @@ def check_region_inputs(
         int(config.whole_image_region),
         int(config.end_token),
     )
+
+
+def _check_features(features: Tensor | None, size: int) -> Tensor:
+    if features is None:
+        raise ValueError(f"Give `region_features`, (batch, regions, {size}), beside the text.")
+    if features.ndim != 3 or not features.shape[1]:
+        raise ValueError(
+            f"`region_features` must be (batch, regions, {size}) with at least one region, got "
+            f"{tuple(features.shape)}."
+        )
+    if features.shape[2] != size:
+        raise ValueError(
+            f"`region_features` is {features.shape[2]} wide, the model was made for {size} "
+            "(`region_feature_size`); extract them with the same detector."
+        )
+    return features
 
 
 def _check_index(texts: int, images: int, region_index: Tensor | None) -> None:

@@ -35,7 +35,7 @@ from .convert_region_bert_visual_bert import VISUAL_BERT_CHECKPOINT
 from .embeddings_region_bert import RegionEmbeddings, RegionTextEmbeddings
 from .ends_region_bert import ends_of, run_ends
 from .inputs_region_bert import check_region_inputs, check_texts_of_regions
-from .layout_region_bert import RegionBertLayout, lay_out_all_places, lay_out_tokens
+from .layout_region_bert import RegionBertLayout, RegionPlaces, lay_out_all_places, lay_out_tokens
 from .masks_region_bert import seats_in_rows, seats_side_by_side
 from .seats_region_bert import RegionSeats
 
@@ -238,9 +238,8 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             region_index: (B,) whose regions go with each text; the first with the first and so on by default,
                 and then I is B.
             image_features: (I, F) of the whole images, in models with `whole_image_region`.
-            prefix_mask: (B, L), 1 on the text that every token sees, as it sees the regions; at least on one
-                token of each row. The text that follows sees also what stands before it, and nobody else sees
-                it. All is prefix by default.
+            prefix_mask: (B, L), 1 on the text, a token at least, that all see as they see the regions. What
+                follows sees also what stands before it and is seen by nobody else. All is prefix by default.
             only_pooled: Give `pooler_output` alone, without what it is not made of: in the last block other
                 tokens than [CLS] are only read, not computed anew.
             **kwargs: `output_hidden_states`, `output_attentions` (eager kernel only); with them, and under
@@ -253,31 +252,38 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             ValueError: A text longer than the position table, without a token or with padding inside; an
                 image without a region; features of another width; shapes that do not go together.
         """
-        masks = {
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "prefix_mask": prefix_mask,
-        }
+        masks = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        masks["prefix_mask"] = prefix_mask
         words = check_texts_of_regions(self.config, input_ids, inputs_embeds, masks)
         regions = (region_features, region_boxes, region_mask, masked_regions, region_index, image_features)
         given = check_region_inputs(self.config, words, attention_mask, *regions)
         layout = lay_out_all_places(given) if torch.compiler.is_compiling() else lay_out_tokens(given)
         assert region_features is not None
-        tokens, seen = self.region_embeddings(
-            region_features, region_boxes, image_features, masked_regions, given, layout, self.embeddings
-        )
+        visible = (region_features, region_boxes, image_features, masked_regions)
+        text, tokens = self._embed(words, token_type_ids, visible, given, layout)
+        prefix = None if prefix_mask is None else prefix_mask.flatten()[layout.text_places].bool()
+        for flag, streams in RECORDED_STREAMS.items():
+            asked = kwargs.get(flag, getattr(self.config, flag))
+            kwargs |= dict.fromkeys(streams, asked)  # ty: ignore[unsupported-operator]
+        return self._encode(text, tokens, layout, prefix, only_pooled, **kwargs)
+
+    def _embed(
+        self,
+        words: Tensor,
+        token_type_ids: Tensor | None,
+        visible: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        given: RegionPlaces,
+        layout: RegionBertLayout,
+    ) -> tuple[Tensor, Tensor]:
+        """(W, D) and (N, E) tokens of text and regions."""
+        tokens, seen = self.region_embeddings(*visible, given, layout, self.embeddings)
         if seen is not None:
             seen = seen[given.images[layout.text_tokens_rows]]  # (W, D)
         words = words.flatten(0, 1)[layout.text_places]  # (W,) or (W, D)
         segments = torch.zeros_like(layout.text_places)
         if token_type_ids is not None:
             segments = token_type_ids.flatten()[layout.text_places]
-        text = self.embeddings(words, layout.text_positions, segments, seen)
-        prefix = None if prefix_mask is None else prefix_mask.flatten()[layout.text_places].bool()
-        for flag, streams in RECORDED_STREAMS.items():
-            asked = kwargs.get(flag, getattr(self.config, flag))
-            kwargs |= dict.fromkeys(streams, asked)  # ty: ignore[unsupported-operator]
-        return self._encode(text, tokens, layout, prefix, only_pooled, **kwargs)
+        return self.embeddings(words, layout.text_positions, segments, seen), tokens
 
     @capture_outputs(tie_last_hidden_states=False)
     def _encode(

@@ -106,12 +106,11 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         inputs |= {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "patch_embeds": patch_embeds}
         encoded = self._encode(inputs, past_key_values, **kwargs)
         states = encoded.last_hidden_state[:, : input_ids.shape[1]]  # (B, L, D)
-        loss = logits = None
+        logits = None
         if labels is None or not self.training or torch.compiler.is_compiling():
             wanted = states if labels is not None else states[:, -logits_to_keep:]
             logits = self.mlm_head(wanted)  # (B, L, W)
-        if labels is not None:
-            loss = self._loss(states, logits, labels, count)
+        loss = None if labels is None else self._loss(states, logits, labels, count)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=None if logits is None else logits[:, -logits_to_keep:],

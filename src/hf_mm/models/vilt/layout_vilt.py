@@ -73,6 +73,12 @@ class ViltLayout:
         """(T, ...) text tokens, [CLS], patches, put in order."""
         return torch.zeros_like(tokens).index_copy(0, self.order, tokens)
 
+    def real_places(self, tokens: Tensor) -> Tensor:
+        """(B, S) bool, true where `output` has one of the (T, D) tokens and it is no padding."""
+        if self.real is not None:
+            return self.real
+        return self.output.unpack(torch.ones_like(tokens[:, 0], dtype=torch.bool))
+
 
 def lay_out(attention_mask: Tensor, grids: PatchGrids, max_patches: int | None) -> ViltLayout:
     """The layout of real tokens only.

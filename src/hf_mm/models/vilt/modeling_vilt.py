@@ -207,10 +207,7 @@ class MMViltModel(MMViltPreTrainedModel):
         image = (patch_embeds, pixel_mask, image_index, modalities, bool_masked_patches)
         tokens, layout = self._embed(words, attention_mask, token_type_ids, *image)
         if past_key_values is not None:
-            real = layout.real
-            if real is None:
-                real = layout.output.unpack(torch.ones_like(tokens[:, 0], dtype=torch.bool))
-            past_key_values.begin(real, words.shape[1])
+            past_key_values.begin(layout.real_places(tokens), words.shape[1])
         return self._encode(tokens, layout, prefix_mask, past_key_values, **kwargs)
 
     def _embed(
