@@ -12,7 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 from ...layers.packing import PackedRows
-from ..vilt.masks_vilt import row_mask
+from ...layers.prefix_mask import row_mask
 from .configuration_region_bert import MMRegionBertConfig
 from .layout_region_bert import RegionBertLayout
 from .seats_region_bert import RegionSeats

@@ -26,13 +26,13 @@ from ...hub.interop import ForeignLoadingMixin
 from ...hub.saving import AtomicSaveMixin
 from ...layers.attention import Attention
 from ...layers.blocks import PreNormBlock
+from ...layers.prefix_mask import following_mask, row_mask
 from .cache_vilt import ViltCache
 from .configuration_vilt import MMViltConfig
 from .convert_vilt import VILT_CHECKPOINT
 from .embeddings_vilt import ViltEmbeddings
 from .inputs_vilt import check_images, check_texts, patch_grids
 from .layout_vilt import ViltLayout, lay_out, lay_out_padded
-from .masks_vilt import following_mask, row_mask
 
 __all__ = ["MMViltModel", "MMViltPreTrainedModel", "weights_but"]
 

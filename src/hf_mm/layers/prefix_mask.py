@@ -1,4 +1,4 @@
-"""Who sees whom in a row of text and image: all of each other, or a prefix all and what follows the past.
+"""Who sees whom in a row of tokens: all of each other, or a prefix all and what follows the past.
 
 The prefix mask is that of Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
 Text-to-Text Transformer", figure 4 (https://arxiv.org/abs/1910.10683).
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import is_flash_attention_requested
 
-from ...layers.packing import PackedRows
+from .packing import PackedRows
 
 __all__ = ["following_mask", "row_mask"]
 
