@@ -79,7 +79,7 @@ def test_every_parameter_gets_a_gradient_and_no_input_changes(name):
 def test_gradient_checkpointing_changes_no_gradient(name):
     model, batch = tiny(name).train(), hidden(mixed())
     expected = gradients(model, model(**batch))
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     assert_close(gradients(model, model(**batch)), expected)
 
