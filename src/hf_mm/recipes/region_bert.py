@@ -9,8 +9,8 @@ All on easy-VQA, whose official training images alone are learnt from. Its regio
 ground, the whole picture and its quarters; features are those of an EfficientNet-Lite0 that ImageNet has
 taught (`easy_vqa_regions`, computed once). Models are small and learnt from nothing. `--compare` trains each
 preset with its own objectives on the same captions, then on the same questions, in as many steps, once for
-each of `--seeds`; `--lora_rank 8` trains adapters and a new head only. `select` finds the object that "the red
-triangle" means, among four to nine. Any flag of `transformers.TrainingArguments` works.
+each of `--seeds`; `--lora_rank 8` trains adapters and a new head only. `select` finds the object that "the
+red triangle" means, among four to nine. Any flag of `transformers.TrainingArguments` works.
 
 Bugliarello et al. 2021, "Multimodal Pretraining Unmasked: A Meta-Analysis and a Unified Framework of
 Vision-and-Language BERTs" (https://arxiv.org/abs/2011.15124).
@@ -151,7 +151,7 @@ def build_processor(recipe: Recipe) -> MMRegionProcessor:
     texts = [*easy_vqa("train")["question"], *easy_vqa_captions("train")["caption"]]
     texts += ["the", *EasyVQARegions.attribute_names]  # of expressions, and tags
     length = SMALL["max_position_embeddings"]
-    tokenizer = train_bert_tokenizer(texts, max_length=length)
+    tokenizer = train_bert_tokenizer(sorted(set(texts)), max_length=length)
     tags = TAGS.get(recipe.preset, 0)
     return MMRegionProcessor(tokenizer, length, tags, EasyVQARegions.feature_size, EasyVQARegions.detector)
 
