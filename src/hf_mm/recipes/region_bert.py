@@ -372,9 +372,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row["preset"] for row in rows])
     axes.grid(axis="x", alpha=0.4)
     axes.invert_yaxis()
-    axes.set_xlabel(
-        "exact match on the official test questions, %; a point for each seed, a line at the mean"
-    )
+    axes.set_xlabel("exact match on the official test questions, %; points: seeds, lines: means")
     figure.savefig(path, dpi=150)
 
 
