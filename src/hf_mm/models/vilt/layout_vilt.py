@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layers.packing import PackedRows
+from ...layers.packing import PackedRows, ragged
 
 __all__ = ["PatchGrids", "ViltLayout", "lay_out", "lay_out_padded"]
 
@@ -105,9 +105,9 @@ def lay_out(attention_mask: Tensor, grids: PatchGrids, max_patches: int | None) 
         kind, row = wrong.nonzero()[0].tolist()
         raise ValueError(f"Row {row} of {PROBLEMS[kind]}")
     starts, width = counts.cumsum(0) - counts, length + 1 + most  # (B,) first token of each row, S
-    text_rows, text_numbers = _ragged(words, all_words)
+    text_rows, text_numbers = ragged(words, all_words)
     text_places = text_rows * length + real.int().argmax(dim=1)[text_rows] + text_numbers
-    patch_rows, patch_numbers = _ragged(kept, all_patches)
+    patch_rows, patch_numbers = ragged(kept, all_patches)
     every = torch.arange(batch, device=real.device)
     order = torch.cat(
         (starts[text_rows] + text_numbers, starts + words, (starts + words + 1)[patch_rows] + patch_numbers)
@@ -119,7 +119,7 @@ def lay_out(attention_mask: Tensor, grids: PatchGrids, max_patches: int | None) 
             patch_rows * width + length + 1 + patch_numbers,
         )
     )
-    token_rows, token_numbers = _ragged(counts, all_words + batch + all_patches)
+    token_rows, token_numbers = ragged(counts, all_words + batch + all_patches)
     if max_patches is not None:
         patch_numbers = _drawn(patches, grids, max_patches)[patch_rows, patch_numbers]
     return ViltLayout(
@@ -167,14 +167,6 @@ def lay_out_padded(
         places[:, 0] + real.int().argmax(dim=1),
         torch.cat((real, image), dim=1),
     )
-
-
-def _ragged(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Rows of (B,) `counts` things: for each of `total` things its row, and its number there."""
-    every = torch.arange(len(counts), device=counts.device)
-    rows = every.repeat_interleave(counts, output_size=total)
-    starts = counts.cumsum(0) - counts
-    return rows, torch.arange(total, device=counts.device) - starts[rows]
 
 
 def _upper_left(grids: PatchGrids) -> Tensor:
