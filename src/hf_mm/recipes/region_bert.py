@@ -311,7 +311,7 @@ def compare(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Pre-train and ask each preset with each seed; write `comparison.json`, a table and a plot."""
     presets, seeds = str(recipe.compare).split(","), [int(seed) for seed in recipe.seeds.split(",")]
     folder = Path(args.output_dir)
-    rows = [] if recipe.clip is None else [_late_fusion(recipe, seeds)]
+    rows = [] if recipe.clip is None else [_late_fusion(recipe, recipe.clip, seeds)]
     for preset in presets:
         done = [_pretrained_and_asked(recipe, args, preset, seed) for seed in seeds]
         row = _summed_up(preset, seeds, [results["exact_match"] for _, results in done])
@@ -335,11 +335,10 @@ def _summed_up(name: str, seeds: list[int], values: list[float]) -> dict[str, An
     return {"preset": name, "exact_match": mean, "spread": spread, "values": values, "seeds": seeds}
 
 
-def _late_fusion(recipe: Recipe, seeds: list[int]) -> dict[str, Any]:
+def _late_fusion(recipe: Recipe, folder: str, seeds: list[int]) -> dict[str, Any]:
     """A frozen CLIP's vectors of picture and question, joined by one hidden layer."""
-    assert recipe.clip is not None
-    clip = AutoModel.from_pretrained(recipe.clip).eval()
-    processor = AutoProcessor.from_pretrained(recipe.clip)
+    clip = AutoModel.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     vectors, answers = {}, {}
     for split in ("train", "test"):
         rows = easy_vqa(split) if recipe.rows is None else easy_vqa(split).select(range(recipe.rows))
@@ -422,7 +421,8 @@ def _on(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 def _stores(recipe: Recipe) -> dict[str, RegionStore]:
     """The regions of each split; of as many pictures as rows are asked for."""
-    return {split: easy_vqa_regions(split, recipe.cache_folder, recipe.rows) for split in ("train", "test")}
+    place = {"cache_folder": recipe.cache_folder, "max_images": recipe.rows}
+    return {split: easy_vqa_regions(split, **place) for split in ("train", "test")}
 
 
 def _rows(recipe: Recipe, rows: Dataset, store: RegionStore) -> Dataset:
