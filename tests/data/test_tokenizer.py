@@ -169,3 +169,9 @@ def test_bert_pieces_are_lower_case_and_stand_between_their_special_tokens():
     assert tokenizer.model_max_length == 9
     with pytest.raises(ValueError, match="`texts` has no word to learn"):
         train_bert_tokenizer([])
+
+
+def test_pieces_of_words_are_numbered_alike_each_time():
+    texts = ["a violet hexagon beside the crimson parallelogram", "is there no octagon?", "Yellow, not brown"]
+    vocabularies = [train_bert_tokenizer(order, 120).get_vocab() for order in (texts, texts[::-1]) * 4]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)

@@ -147,7 +147,7 @@ def train_bert_tokenizer(texts: Iterable[str], vocab_size: int = 1024, max_lengt
     """WordPiece over lower-cased `texts`, the kind of tokenizer that BERT and ViLT have.
 
     "A red dog" becomes "[CLS] a red dog [SEP]". The ids of [PAD], [UNK], [CLS], [SEP] and [MASK] are 0 to 4;
-    give them to the config.
+    give them to the config. The same texts give the same ids, in any order and in any process.
 
     Args:
         texts: What to learn pieces of words from.
@@ -157,14 +157,25 @@ def train_bert_tokenizer(texts: Iterable[str], vocab_size: int = 1024, max_lengt
     Raises:
         ValueError: `texts` has no word.
     """
+    texts = list(texts)
     trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(
-        texts, vocab_size, min_frequency=1, special_tokens=list(BERT_TOKENS), show_progress=False
-    )
+    # The trainer numbers these in the order of a hash map, another in each run, and equal pairs by numbers.
+    first = [*BERT_TOKENS, *_continuing_letters(texts, trained)]
+    trained.train_from_iterator(texts, vocab_size, min_frequency=1, special_tokens=first, show_progress=False)
     vocab = trained.get_vocab()
     if len(vocab) <= len(BERT_TOKENS):
         raise ValueError("`texts` has no word to learn; give texts as the model will read them.")
     return BertTokenizer(vocab=vocab, do_lower_case=True, model_max_length=max_length)
+
+
+def _continuing_letters(texts: Sequence[str], tokenizer: BertWordPieceTokenizer) -> list[str]:
+    """The letters that go on with a word, as pieces, in the order of the alphabet."""
+    words = {
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    }
+    return sorted({f"##{letter}" for word in words for letter in word[1:]})
 
 
 def train_word_tokenizer(texts: Iterable[str], vocab_size: int = 10_000) -> PreTrainedTokenizerFast:
