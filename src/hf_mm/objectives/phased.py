@@ -9,7 +9,7 @@ Shapes: B pictures of a batch, C channels, Y x X pixels (rows x columns).
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,15 @@ class PhasedObjective(nn.Module, ABC):
         phases: Names of the phases, in the order in which a step takes them.
         averaged: Names of submodules ("generator", or "vae.decoder") of which a moving average is kept,
             weights and buffers. It stands in their place while `preview` and `pipeline` are called.
+        frozen: Names of submodules that no phase trains and that stay in evaluation mode, such as a
+            perceptual network. (What no phase trains needs no `requires_grad_(False)`: the trainer sees to
+            that, and gradients flow through it all the same.)
         step: Steps that are done, set by the trainer before each; for late starts and schedules.
     """
 
     phases: tuple[str, ...] = ()
     averaged: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     step: int = 0
 
     def active_phases(self, step: int) -> tuple[str, ...]:
@@ -47,6 +51,13 @@ class PhasedObjective(nn.Module, ABC):
             step: Steps that are done.
         """
         return self.phases
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of all submodules but the `frozen` ones."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     @abstractmethod
     def phase_parameters(self, phase: str) -> list[nn.Parameter]:
@@ -68,8 +79,8 @@ class PhasedObjective(nn.Module, ABC):
             phase: One of `phases`.
 
         Returns:
-            A scalar with its graph, and scalars for the log by name, detached. The trainer logs the loss
-            itself as "PHASE_loss".
+            A scalar with its graph, and scalars for the log by name, detached; no two phases use one name.
+            The trainer logs the loss itself as "PHASE_loss".
         """
 
     def preview(self, noise_generator: torch.Generator, count: int) -> Tensor | None:
