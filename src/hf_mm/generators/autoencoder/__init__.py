@@ -1,0 +1,1 @@
+"""Autoencoders: pictures to latents or codes and back."""
