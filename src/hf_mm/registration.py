@@ -1,8 +1,8 @@
-"""Register with the Auto classes of transformers when they appear, whichever package is imported first.
+"""Register with the Auto classes of transformers, and with diffusers, when they appear, whoever comes first.
 
-transformers has no plug-ins, and importing it takes seconds that `import hf_mm` must not cost. So a finder at
-the head of `sys.meta_path` notices the modules that define the Auto classes. Ours are registered when the
-outermost import of transformers or of this package is over: in its middle (transformers imports the Auto
+Neither has plug-ins, and importing them takes seconds that `import hf_mm` must not cost. So a finder at
+the head of `sys.meta_path` notices the modules that define what loads models. Ours are registered when the
+outermost import of one of them or of this package is over: in its middle (transformers imports the Auto
 classes while `modeling_utils` or `generation` are half done) our modules could not import what they need.
 """
 
@@ -13,9 +13,11 @@ from importlib.machinery import ModuleSpec
 from threading import local
 from types import ModuleType
 
-from .registry import AUTO_MODULES, register_in
+from .registry import AUTO_MODULES, DIFFUSERS_MODULES, register_in
 
 __all__ = ["watch"]
+
+WATCHED = {*AUTO_MODULES, *DIFFUSERS_MODULES}
 
 
 class _Nesting(local):
@@ -25,14 +27,14 @@ class _Nesting(local):
 
 
 _nesting = _Nesting()
-_pending: set[str] = set()  # modules of Auto classes that do not know ours yet
+_pending: set[str] = set()  # watched modules that do not know ours yet
 
 
 def watch() -> None:
-    """Register with the Auto classes that are loaded, and with the others as soon as they are."""
+    """Register with what is loaded of transformers and diffusers, and with the rest as soon as it is."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-        _pending.update(module for module in AUTO_MODULES if module in sys.modules)
+        _pending.update(module for module in WATCHED if module in sys.modules)
     _register_pending()
 
 
@@ -55,7 +57,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.split(".")[0] not in {"transformers", __package__}:
+        if fullname.split(".")[0] not in {"transformers", "diffusers", __package__}:
             return None
         for finder in sys.meta_path:
             if finder is self or not (spec := finder.find_spec(fullname, path, target)):
@@ -87,6 +89,6 @@ class _Loader(Loader):
             self.loader.exec_module(module)
         finally:
             _nesting.depth -= 1
-        if module.__name__ in AUTO_MODULES:
+        if module.__name__ in WATCHED:
             _pending.add(module.__name__)
         _register_pending()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hub.loopback import LoopbackHub
-from hub.processes import WITHOUT_HF_MM, FreshProcesses
+from hub.processes import WITHOUT_HF_MM, FreshProcesses, on_hub
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,24 +46,17 @@ def hub() -> Iterator[LoopbackHub]:
         yield loopback
 
 
-def people(hub: LoopbackHub, folder: Path, shared: str, path: str = "") -> FreshProcesses:
-    variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "a-token"}
-    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return FreshProcesses(shared, folder, path, **variables)
-
-
 @pytest.fixture(scope="session")
 def member(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
     """Processes that import hf_mm, and know the tiny models of `hub.sharing_tiny`."""
     shared = f"{TOOLS}\nimport hf_mm\nfrom hub.sharing_tiny import tiny_vit, tiny_vlm\n"
-    with people(
-        hub, tmp_path_factory.mktemp("member"), shared, f"{ROOT / 'src'}:{ROOT / 'tests'}"
-    ) as processes:
+    path = f"{ROOT / 'src'}:{ROOT / 'tests'}"
+    with on_hub(hub.endpoint, tmp_path_factory.mktemp("member"), shared, path) as processes:
         yield processes
 
 
 @pytest.fixture(scope="session")
 def stranger(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
     """Processes that cannot import hf_mm."""
-    with people(hub, tmp_path_factory.mktemp("stranger"), WITHOUT_HF_MM + TOOLS) as processes:
+    with on_hub(hub.endpoint, tmp_path_factory.mktemp("stranger"), WITHOUT_HF_MM + TOOLS) as processes:
         yield processes

@@ -21,7 +21,11 @@ from huggingface_hub import HfApi
 __all__ = ["AtomicSaveMixin", "atomic_folder", "atomic_write", "publishing_folder"]
 
 UNFINISHED = "_unfinished-"  # Trainer leaves files that begin with `_` out of what it pushes
-WEIGHTS_FILE = re.compile(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.safetensors(?P<index>\.index\.json)?")
+# `name-00001-of-00002.safetensors`; beside `name.fp16-00001-of-00002.safetensors` of a variant stands
+# `name.safetensors.index.fp16.json`
+WEIGHTS_FILE = re.compile(
+    r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.safetensors(\.index(?P<variant>\.[^.]+)?\.json)?"
+)
 
 
 @contextmanager
@@ -85,17 +89,24 @@ def _move(source: Path, folder: Path) -> None:
     for name, path in zip(names, files, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         path.replace(folder / name)
-    _remove_replaced_weights(folder, {str(name) for name in names})
+    _remove_replaced_weights(folder, {name.as_posix() for name in names})
     _flush(folder)
 
 
 def _remove_replaced_weights(folder: Path, saved: set[str]) -> None:
-    """Weights of the earlier save: `from_pretrained` prefers a single file to newer shards beside it."""
-    stems = {match["stem"] for match in map(WEIGHTS_FILE.fullmatch, saved) if match}
-    for path in folder.glob("*.safetensors*"):
-        match = WEIGHTS_FILE.fullmatch(path.name)
-        if match and match["stem"] in stems and path.name not in saved:
-            path.unlink()
+    """Weights of the earlier save: `from_pretrained` prefers one kind of them to newer ones of another."""
+    stems = {_weights_stem(name) for name in saved} - {""}
+    for parent in {Path(stem).parent for stem in stems}:
+        for path in (folder / parent).glob("*.safetensors*"):
+            name = (parent / path.name).as_posix()
+            if _weights_stem(name) in stems and name not in saved:
+                path.unlink()
+
+
+def _weights_stem(name: str) -> str:
+    """What the names of one model's weights have in common; nothing for a file of something else."""
+    match = WEIGHTS_FILE.fullmatch(name)
+    return match["stem"] + (match["variant"] or "") if match else ""
 
 
 def _flush(path: Path) -> None:
