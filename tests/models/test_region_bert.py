@@ -392,6 +392,11 @@ def without(*names, **more):
         ({**texts([15]), **regions([2])}, "rows of 15 tokens but the position table has room for 14"),
         (without("input_ids"), "Give either `input_ids` or `inputs_embeds`"),
         (without("input_ids", input_ids=torch.ones(3).long()), r"must be \(batch, length\), got \(3,\)"),
+        ({name: values[:0] for name, values in mixed().items()}, r"`input_ids` must be .* got \(0, 9\)"),
+        (
+            without("input_ids", inputs_embeds=torch.ones(3, 9, 24)),
+            r"`inputs_embeds` must be \(batch, length, 32\), got \(3, 9, 24\)",
+        ),
         (without("region_features"), r"Give `region_features`, \(batch, regions, 16\)"),
         (without("region_boxes"), r"Give `region_boxes`, \(3, 6, 4\): `region_location`=\"box7\""),
         (

@@ -282,7 +282,7 @@ def without(name, **more):
         (change("attention_mask", (1, 4), 0), "Row 1 of `input_ids` has padding between its tokens"),
         (change("pixel_mask", 2, 0), "Row 2 of `pixel_mask` shows no patch"),
         (change("pixel_mask", (0, 0), 0), "Row 0 of `pixel_mask` is not 1 on a rectangle"),
-        ({**texts([13]), **images([(2, 2)])}, "rows of 13 tokens but the position table ends at 12"),
+        ({**texts([13]), **images([(2, 2)])}, "rows of 13 tokens but the position table has room for 12"),
         (without("input_ids"), "Give either `input_ids` or `inputs_embeds`"),
         (without("pixel_values"), "Give either `pixel_values` or `patch_embeds`"),
         (without("input_ids", input_ids=torch.ones(3).long()), r"must be \(batch, length\), got \(3,\)"),

@@ -141,7 +141,7 @@ def test_what_is_kept_follows_the_rows_that_are_chosen():
     ("use_cache", "message"),
     [
         (True, "The text goes on to 13 tokens but the position table ends at 12; ask for fewer"),
-        (False, "`input_ids` has rows of 13 tokens but the position table ends at 12"),
+        (False, "`input_ids` has rows of 13 tokens but the position table has room for 12"),
     ],
 )
 def test_a_text_that_goes_on_behind_the_positions_is_named(use_cache, message):

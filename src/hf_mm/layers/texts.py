@@ -1,9 +1,9 @@
 """Texts to tokens, and what processors of all families ask of a tokenizer and of texts before.
 
-Shapes: B texts, L tokens of the longest.
+Shapes: B texts, L tokens of the longest, D width of a token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ __all__ = [
     "check_kept_tokens",
     "check_text_rows",
     "check_tokenizer",
+    "check_word_rows",
     "padded_prompts",
     "prompt_tokens",
     "tokens_around_text",
@@ -79,6 +80,49 @@ def check_kept_tokens(masks: Iterable[Sequence[int]], texts: Sequence[str], arou
     for index, mask in enumerate(masks):
         if sum(mask) <= around:
             raise ValueError(f"`text` {index} is {texts[index]!r}, of which the tokenizer keeps nothing.")
+
+
+def check_word_rows(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    masks: Mapping[str, Tensor | None],
+    width: int,
+    most: int,
+) -> Tensor:
+    """The words that an encoder is given, (B, L) ids or (B, L, D) vectors.
+
+    Args:
+        input_ids: (B, L).
+        inputs_embeds: (B, L, D).
+        masks: What must be (B, L), by name.
+        width: D.
+        most: Tokens of a text, special ones included, that the model has positions for.
+
+    Raises:
+        ValueError: None or both are given, they have another shape, masks do not go with them, or a text is
+            longer than the position table.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either `input_ids` or `inputs_embeds`, one of them.")
+    if inputs_embeds is not None:
+        words, name, vector = inputs_embeds, "inputs_embeds", (width,)
+    else:
+        assert input_ids is not None
+        words, name, vector = input_ids, "input_ids", ()
+    if words.ndim < 2 or 0 in words.shape or words.shape[2:] != vector:
+        wanted = ", ".join(("batch", "length", *map(str, vector)))
+        raise ValueError(f"`{name}` must be ({wanted}), got {tuple(words.shape)}.")
+    for other, values in masks.items():
+        if values is not None and values.shape != words.shape[:2]:
+            raise ValueError(
+                f"`{other}` must be {tuple(words.shape[:2])} as `{name}`, got {tuple(values.shape)}."
+            )
+    if words.shape[1] > most:
+        raise ValueError(
+            f"`{name}` has rows of {words.shape[1]} tokens but the position table has room for {most}; "
+            f"truncate with `max_length={most}`."
+        )
+    return words
 
 
 def tokens_of_texts(

@@ -1,7 +1,6 @@
-"""What a region BERT is given: texts and regions that go together, or an error that says why not.
+"""What a region BERT is given: regions that go with texts, or an error that says why not.
 
-Shapes: B texts, I images, L places of a text, R places for regions, F width of features, D width of text
-tokens.
+Shapes: B texts, I images, R places for regions, F width of features.
 """
 
 import torch
@@ -10,48 +9,7 @@ from torch import Tensor
 from .configuration_region_bert import MMRegionBertConfig
 from .layout_region_bert import RegionPlaces
 
-__all__ = ["check_region_inputs", "check_texts_of_regions"]
-
-
-def check_texts_of_regions(
-    config: MMRegionBertConfig,
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    masks: dict[str, Tensor | None],
-) -> Tensor:
-    """The words, (B, L) ids or (B, L, D) vectors.
-
-    Args:
-        config: Of the model.
-        input_ids: (B, L).
-        inputs_embeds: (B, L, D).
-        masks: What must be (B, L), by name.
-
-    Raises:
-        ValueError: None or both are given, they have another shape, masks do not go with them, or a text is
-            longer than the position table.
-    """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give either `input_ids` or `inputs_embeds`, one of them.")
-    if inputs_embeds is not None:
-        words, name, wanted = inputs_embeds, "inputs_embeds", f"(batch, length, {config.hidden_size})"
-    else:
-        assert input_ids is not None
-        words, name, wanted = input_ids, "input_ids", "(batch, length)"
-    if words.ndim != wanted.count(",") + 1 or not words.shape[1]:
-        raise ValueError(f"`{name}` must be {wanted}, got {tuple(words.shape)}.")
-    for other, values in masks.items():
-        if values is not None and values.shape != words.shape[:2]:
-            raise ValueError(
-                f"`{other}` must be {tuple(words.shape[:2])} as `{name}`, got {tuple(values.shape)}."
-            )
-    most = config.max_text_tokens
-    if words.shape[1] > most:
-        raise ValueError(
-            f"`{name}` has rows of {words.shape[1]} tokens but the position table has room for {most}; "
-            f"truncate with `max_length={most}`."
-        )
-    return words
+__all__ = ["check_region_inputs"]
 
 
 def check_region_inputs(

@@ -28,13 +28,14 @@ from ...hub.interop import ForeignLoadingMixin
 from ...hub.saving import AtomicSaveMixin
 from ...layers.attention import Attention
 from ...layers.post_norm import PostNormBlock
+from ...layers.texts import check_word_rows
 from .blocks_region_bert import BothWaysAttention, CoBlock, CrossBlock, region_block, text_block
 from .configuration_region_bert import MMRegionBertConfig
 from .convert_region_bert_lxmert import LXMERT_CHECKPOINT
 from .convert_region_bert_visual_bert import VISUAL_BERT_CHECKPOINT
 from .embeddings_region_bert import RegionEmbeddings, RegionTextEmbeddings
 from .ends_region_bert import ends_of, run_ends
-from .inputs_region_bert import check_region_inputs, check_texts_of_regions
+from .inputs_region_bert import check_region_inputs
 from .layout_region_bert import RegionBertLayout, RegionPlaces, lay_out_all_places, lay_out_tokens
 from .masks_region_bert import seats_in_rows, seats_side_by_side
 from .seats_region_bert import RegionSeats
@@ -254,7 +255,8 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         """
         masks = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         masks["prefix_mask"] = prefix_mask
-        words = check_texts_of_regions(self.config, input_ids, inputs_embeds, masks)
+        sizes = (self.config.hidden_size, self.config.max_text_tokens)
+        words = check_word_rows(input_ids, inputs_embeds, masks, *sizes)
         regions = (region_features, region_boxes, region_mask, masked_regions, region_index, image_features)
         given = check_region_inputs(self.config, words, attention_mask, *regions)
         layout = lay_out_all_places(given) if torch.compiler.is_compiling() else lay_out_tokens(given)
@@ -262,10 +264,13 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         visible = (region_features, region_boxes, image_features, masked_regions)
         text, tokens = self._embed(words, token_type_ids, visible, given, layout)
         prefix = None if prefix_mask is None else prefix_mask.flatten()[layout.text_places].bool()
-        for flag, streams in RECORDED_STREAMS.items():
-            asked = kwargs.get(flag, getattr(self.config, flag))
-            kwargs |= dict.fromkeys(streams, asked)  # ty: ignore[unsupported-operator]
-        return self._encode(text, tokens, layout, prefix, only_pooled, **kwargs)
+        return self._encode(text, tokens, layout, prefix, only_pooled, **self._recorded(kwargs))
+
+    def _recorded(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Hugging Face's flags of outputs, spelled out for every stream."""
+        flags = {flag: kwargs.get(flag, getattr(self.config, flag)) for flag in RECORDED_STREAMS}
+        asked = {name: flags[flag] for flag, streams in RECORDED_STREAMS.items() for name in streams}
+        return {**kwargs, **asked}
 
     def _embed(
         self,

@@ -1,6 +1,6 @@
-"""What ViLT is given: texts and images that go together, or an error that says why not.
+"""What ViLT is given: images that go with texts, or an error that says why not.
 
-Shapes: B texts, I images, C channels, Y x X pixels, L places of a text, P patch side, G x F patches, D width.
+Shapes: I images, C channels, Y x X pixels, P patch side, G x F patches, D width.
 """
 
 import torch
@@ -9,43 +9,7 @@ from torch import Tensor
 from .configuration_vilt import MMViltConfig
 from .layout_vilt import PatchGrids
 
-__all__ = ["check_images", "check_texts", "mask_grids", "patch_grids"]
-
-
-def check_texts(
-    config: MMViltConfig,
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    attention_mask: Tensor | None,
-    token_type_ids: Tensor | None,
-) -> Tensor:
-    """The words, (B, L) ids or (B, L, D) vectors.
-
-    Raises:
-        ValueError: None or both are given, they have another shape, masks do not go with them, or a text is
-            longer than the position table.
-    """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give either `input_ids` or `inputs_embeds`, one of them.")
-    if inputs_embeds is not None:
-        words, name, wanted = inputs_embeds, "inputs_embeds", f"(batch, length, {config.hidden_size})"
-    else:
-        assert input_ids is not None
-        words, name, wanted = input_ids, "input_ids", "(batch, length)"
-    if words.ndim != wanted.count(",") + 1 or 0 in words.shape[:2]:
-        raise ValueError(f"`{name}` must be {wanted}, got {tuple(words.shape)}.")
-    for other, values in {"attention_mask": attention_mask, "token_type_ids": token_type_ids}.items():
-        if values is not None and values.shape != words.shape[:2]:
-            raise ValueError(
-                f"`{other}` must be {tuple(words.shape[:2])} as `{name}`, got {tuple(values.shape)}."
-            )
-    most = config.max_position_embeddings
-    if words.shape[1] > most:
-        raise ValueError(
-            f"`{name}` has rows of {words.shape[1]} tokens but the position table ends at {most}; truncate "
-            f"with `max_length={most}`."
-        )
-    return words
+__all__ = ["check_images", "mask_grids", "patch_grids"]
 
 
 def check_images(

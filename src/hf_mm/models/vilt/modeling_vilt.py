@@ -27,11 +27,12 @@ from ...hub.saving import AtomicSaveMixin
 from ...layers.attention import Attention
 from ...layers.blocks import PreNormBlock
 from ...layers.prefix_mask import following_mask, row_mask
+from ...layers.texts import check_word_rows
 from .cache_vilt import ViltCache
 from .configuration_vilt import MMViltConfig
 from .convert_vilt import VILT_CHECKPOINT
 from .embeddings_vilt import ViltEmbeddings
-from .inputs_vilt import check_images, check_texts, patch_grids
+from .inputs_vilt import check_images, patch_grids
 from .layout_vilt import ViltLayout, lay_out, lay_out_padded
 
 __all__ = ["MMViltModel", "MMViltPreTrainedModel", "weights_but"]
@@ -199,12 +200,12 @@ class MMViltModel(MMViltPreTrainedModel):
         """
         if past_key_values is not None and past_key_values.filled:
             return self._read_on(input_ids, token_type_ids, past_key_values, **kwargs)
-        words = check_texts(self.config, input_ids, inputs_embeds, attention_mask, token_type_ids)
+        masks = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        sizes = (self.config.hidden_size, self.config.max_position_embeddings)
+        words = check_word_rows(input_ids, inputs_embeds, masks, *sizes)
         check_images(self.config, len(words), pixel_values, pixel_mask, patch_embeds, image_index)
-        if pixel_values is not None:
-            patch_embeds = self.embed_patches(pixel_values)
-        modalities = self._modalities(image_token_type_idx, words)
-        image = (patch_embeds, pixel_mask, image_index, modalities, bool_masked_patches)
+        patch_embeds = patch_embeds if pixel_values is None else self.embed_patches(pixel_values)
+        image = (patch_embeds, pixel_mask, image_index, image_token_type_idx, bool_masked_patches)
         tokens, layout = self._embed(words, attention_mask, token_type_ids, *image)
         if past_key_values is not None:
             past_key_values.begin(layout.real_places(tokens), words.shape[1])
@@ -218,11 +219,12 @@ class MMViltModel(MMViltPreTrainedModel):
         patch_embeds: Tensor | None,
         pixel_mask: Tensor | None,
         image_index: Tensor | None,
-        modalities: Tensor,
+        image_token_type_idx: int | Tensor | None,
         hidden: Tensor | None,
     ) -> tuple[Tensor, ViltLayout]:
         """(T, D) tokens and where they stand."""
         assert patch_embeds is not None
+        modalities = self._modalities(image_token_type_idx, words)
         grids = patch_grids(patch_embeds, pixel_mask, self.config.patch_size)
         grids = grids if image_index is None else grids.of_rows(image_index)
         if attention_mask is None:
