@@ -197,8 +197,10 @@ def test_previews_show_originals_beside_reconstructions(batch):
     with torch.no_grad():
         shown = learner.preview(torch.Generator(), 6)
         wanted = learner.model(batch["pixel_values"][:3]).sample.clamp(-1, 1)
+        again = learner.preview(torch.Generator(), 11)
     assert_close(shown[0::2], batch["pixel_values"][:3])
     assert_close(shown[1::2], wanted)
+    assert_close(again[8:], shown[:3])  # as many as asked for, from the first again
 
 
 def test_without_pictures_a_vae_shows_what_it_draws_and_a_codebook_nothing():

@@ -134,9 +134,10 @@ class AutoencoderObjective(PhasedObjective):
     def preview(self, noise_generator: torch.Generator, count: int) -> Tensor | None:
         """Originals and their reconstructions in turns, or pictures from the prior of a VAE."""
         if self.preview_images is not None:
-            originals = self.preview_images[: max(1, count // 2)]
-            sample = self._through(originals)[0].clamp(-1, 1)
-            return torch.stack([originals, sample.to(originals.dtype)], dim=1).flatten(0, 1)  # (2 N, C, Y, X)
+            chosen = torch.arange((count + 1) // 2) % len(self.preview_images)
+            originals = self.preview_images[chosen.to(self.preview_images.device)]
+            sample = self._through(originals)[0].clamp(-1, 1).to(originals.dtype)
+            return torch.stack([originals, sample], dim=1).flatten(0, 1)[:count]  # (count, C, Y, X)
         if not isinstance(self.model, AutoencoderKL):
             return None
         pipeline: Any = self.pipeline()
