@@ -1,0 +1,251 @@
+"""The codes of all pictures, made once and kept on the disk: what a model over codes learns from.
+
+Encoding takes a tokenizer longer than a small transformer's step takes, and the codes of a picture never
+change. So pictures are encoded once, each in several views (Sun et al. 2024, section 3.1,
+https://arxiv.org/abs/2406.06525, take ten crops), and a run reads numbers.
+
+A store is a folder: `index.json` says whose codes these are, and holds the checksum of each shard;
+`codes-*.npy` are the shards, uint16 where that is enough. Both are written whole or not at all, so that a run
+that was killed goes on where it stopped.
+
+Shapes: N pictures, V views of each, C channels, S pixels a side, h x w codes, L = h w.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..generators.autoregressive.picture_codes import codebook_size, codes_of_pictures
+from ..hub.saving import atomic_write
+from .pixel_rows import PixelRows
+
+__all__ = ["ImageCodes", "extract_codes", "picture_views", "tokenizer_fingerprint"]
+
+INDEX = "index.json"
+FORMAT = 1
+View = tuple[bool, int, int]  # mirrored; moved down and right, in pixels
+
+
+class ImageCodes:
+    """The codes of a store, in memory.
+
+        codes = extract_codes(vqvae, rows, "codes/train", picture_views(flip=True, shift_px=2))
+        codes[0]  # (V, L)
+
+    Args:
+        folder: Of the store.
+        vqvae: The tokenizer whose codes they must be; by default any.
+
+    Raises:
+        FileNotFoundError: There is no store, or a shard is missing.
+        ValueError: The store is not complete, a shard is damaged, or these are codes of another tokenizer.
+    """
+
+    def __init__(self, folder: str | Path, vqvae: Any = None) -> None:
+        folder = Path(folder)
+        index = _read_index(folder)
+        if vqvae is not None:
+            _check_tokenizer(folder, index, tokenizer_fingerprint(vqvae))
+        if missing := set(range(index["shards"])) - {int(number) for number in index["checksums"]}:
+            raise ValueError(
+                f"{folder} has {index['shards'] - len(missing)} of {index['shards']} shards: it was not "
+                "finished. Call `extract_codes` with the same arguments to go on."
+            )
+        shards = [_read_shard(folder, number, index) for number in range(index["shards"])]
+        self.codes: Tensor = torch.from_numpy(np.concatenate(shards))
+        """(N, V, L), int32 or smaller."""
+        self.num_codes: int = index["num_codes"]
+        self.code_size: tuple[int, int] = tuple(index["code_size"])
+        self.views: list[View] = [tuple(view) for view in index["views"]]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The codes of a picture (V, L), or of several."""
+        return self.codes[index].long()
+
+
+def picture_views(flip: bool = False, shift_px: int = 0) -> list[View]:
+    """Ways to see a picture: as it is, moved to each of four corners, and all of these mirrored.
+
+    Args:
+        flip: Mirrored too; not where left and right have a meaning.
+        shift_px: How far a picture is moved each way; what comes in repeats its edge. 0 moves nothing.
+
+    Raises:
+        ValueError: A move below 0.
+    """
+    if shift_px < 0:
+        raise ValueError(f"`shift_px`={shift_px} must be 0 or more; 0 moves nothing.")
+    moves = [(0, 0)]
+    if shift_px:
+        moves += [(down, right) for down in (-shift_px, shift_px) for right in (-shift_px, shift_px)]
+    return [(mirrored, *move) for mirrored in ((False, True) if flip else (False,)) for move in moves]
+
+
+def extract_codes(
+    vqvae: Any,
+    rows: PixelRows,
+    folder: str | Path,
+    views: Sequence[View] = ((False, 0, 0),),
+    batch_size: int = 256,
+    shard_size: int = 4096,
+    progress: bool = True,
+) -> ImageCodes:
+    """Encode every view of every picture, or read what was encoded before.
+
+    Args:
+        vqvae: `MMVQAutoencoder`, diffusers' `VQModel`, or what has their `encode`.
+        rows: Pictures.
+        folder: Of the store; what is there is used, what is missing is made.
+        views: See `picture_views`.
+        batch_size: Pictures that the tokenizer is given at once.
+        shard_size: Pictures of a shard.
+        progress: Show a bar.
+
+    Returns:
+        The codes, in the order of `rows`.
+
+    Raises:
+        ValueError: The folder holds codes of another tokenizer, of other pictures or other views, a shard is
+            damaged, or the tokenizer gives codes outside its codebook.
+    """
+    folder, views = Path(folder), [tuple(view) for view in views]
+    index = _new_index(vqvae, rows, views, shard_size)
+    if (folder / INDEX).is_file():
+        found = _read_index(folder)
+        _check_tokenizer(folder, found, index["tokenizer"])
+        for key in ("pictures", "views", "shard_size"):
+            if found[key] != index[key]:
+                raise ValueError(
+                    f"{folder} has codes of other {key} ({found[key]!r:.60}, not {index[key]!r:.60}); give "
+                    "another folder, or remove this one."
+                )
+        index = found
+    was_training = vqvae.training
+    vqvae.eval()  # a codebook of moving averages would learn from what it encodes
+    try:
+        left = [number for number in range(index["shards"]) if str(number) not in index["checksums"]]
+        for number in tqdm(left, desc="Encoding pictures", unit="shard", disable=not progress):
+            part = rows[number * shard_size : (number + 1) * shard_size]
+            codes, index["code_size"] = _encode(vqvae, part, views, batch_size)
+            _write_shard(folder, number, codes, index)
+    finally:
+        vqvae.train(was_training)
+    return ImageCodes(folder)
+
+
+def tokenizer_fingerprint(vqvae: Any) -> str:
+    """A name for the weights and the settings of a tokenizer: others make other codes."""
+    settings = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(f"{type(vqvae).__name__} {sorted(settings.items())}".encode())
+    for name, weight in sorted(vqvae.state_dict().items()):
+        weight = weight.detach().cpu().contiguous()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.view(-1).view(torch.uint8).numpy().tobytes() if weight.numel() else b"")
+    return digest.hexdigest()
+
+
+def _new_index(vqvae: Any, rows: PixelRows, views: list[View], shard_size: int) -> dict[str, Any]:
+    if shard_size < 1:
+        raise ValueError(f"`shard_size`={shard_size} must be at least 1.")
+    if not views:
+        raise ValueError("`views` is empty; give at least (False, 0, 0), the picture as it is.")
+    return {
+        "format": FORMAT,
+        "tokenizer": tokenizer_fingerprint(vqvae),
+        "pictures": hashlib.sha256(rows.pixels.contiguous().numpy().tobytes()).hexdigest(),
+        "num_codes": codebook_size(vqvae),
+        "views": [list(view) for view in views],
+        "shard_size": shard_size,
+        "shards": -(-len(rows) // shard_size),
+        "checksums": {},
+    }
+
+
+def _encode(vqvae: Any, rows: PixelRows, views: list[View], batch_size: int) -> tuple[np.ndarray, list[int]]:
+    """Codes (n, V, L) of some pictures, and h and w."""
+    made: list[Tensor] = []
+    shape: list[int] = []
+    for start in range(0, len(rows), batch_size):
+        pixels = rows[start : start + batch_size].pixel_values()  # (B, C, S, S)
+        seen = torch.stack([_view(pixels, *view) for view in views], dim=1)  # (B, V, C, S, S)
+        codes = codes_of_pictures(vqvae, seen.flatten(0, 1)).cpu()  # (B * V, h, w)
+        shape = list(codes.shape[1:])
+        made.append(codes.flatten(1).unflatten(0, (-1, len(views))))
+    codes, size = torch.cat(made), codebook_size(vqvae)
+    if codes.min() < 0 or codes.max() >= size:
+        raise ValueError(
+            f"The tokenizer gives codes from {int(codes.min())} to {int(codes.max())}, but its codebook ends "
+            f"at {size - 1}."
+        )
+    return codes.numpy().astype(np.uint16 if size <= 2**16 else np.int32), shape
+
+
+def _view(pixels: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
+    """Pictures (B, C, S, S), moved, their edges repeated, then mirrored."""
+    side = torch.arange(pixels.shape[-1])
+    lines, columns = ((side - by).clamp(0, len(side) - 1) for by in (down, right))
+    return pixels[:, :, lines][..., columns.flip(0) if mirrored else columns]
+
+
+def _write_shard(folder: Path, number: int, codes: np.ndarray, index: dict[str, Any]) -> None:
+    data = io.BytesIO()
+    np.save(data, codes)
+    with atomic_write(_shard(folder, number)) as temporary:
+        temporary.write_bytes(data.getvalue())
+    index["checksums"][str(number)] = hashlib.sha256(data.getvalue()).hexdigest()
+    with atomic_write(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _read_shard(folder: Path, number: int, index: dict[str, Any]) -> np.ndarray:
+    path = _shard(folder, number)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; remove {folder} and encode the pictures again.")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != index["checksums"][str(number)]:
+        raise ValueError(
+            f"{path} is damaged: its checksum is not the one in {INDEX}. Remove {folder} and encode the "
+            "pictures again."
+        )
+    codes = np.load(io.BytesIO(data))
+    return codes if codes.dtype != np.uint16 else codes.astype(np.int32)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"codes-{number:05}.npy"
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no codes: it has no {INDEX}; make them by `extract_codes`.")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        known = index["format"] == FORMAT
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no index of codes ({type(error).__name__}: {error}); remove {folder} and encode the "
+            "pictures again."
+        ) from error
+    if not known:
+        raise ValueError(f"{path} has the format {index['format']!r}, this version reads {FORMAT}.")
+    return index
+
+
+def _check_tokenizer(folder: Path, index: dict[str, Any], fingerprint: str) -> None:
+    if index["tokenizer"] != fingerprint:
+        raise ValueError(
+            f"{folder} has codes of another tokenizer ({index['tokenizer'][:12]}, not {fingerprint[:12]}); a "
+            "number means another thing there. Give another folder, or remove this one."
+        )
