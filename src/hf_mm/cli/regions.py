@@ -125,7 +125,8 @@ def _backbone(name: str) -> tuple[Any, Any, int]:
     """A vision model, an image processor that shows it all of a picture, and to how many pixels a side."""
     from transformers import AutoImageProcessor, AutoModel
 
-    from ..data.efficientnet_lite import efficientnet_lite0, lite_image_processor
+    from ..data.efficientnet_lite import lite_image_processor
+    from ..layers.efficientnet_lite import efficientnet_lite0
     from ..models.clip.image_processing_clip import MMCLIPImageProcessor
 
     if name == LITE:

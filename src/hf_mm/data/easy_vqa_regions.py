@@ -21,8 +21,9 @@ from filelock import FileLock
 from PIL import ImageColor
 
 from ..imaging.loading import load_rgb
+from ..layers.efficientnet_lite import efficientnet_lite0
 from .easy_vqa import COLOURS, Split, image_paths
-from .efficientnet_lite import efficientnet_lite0, lite_image_processor
+from .efficientnet_lite import lite_image_processor
 from .region_features import RegionFeatureExtractor
 from .region_proposals import foreground, region_proposals
 from .region_store import RegionStore

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_image
 from torch.testing import assert_close
 
 from hf_mm import efficientnet_lite0, lite_image_processor
-from hf_mm.data.efficientnet_lite import EfficientNetLite0, folded_weights
+from hf_mm.layers.efficientnet_lite import EfficientNetLite0, folded_weights
 
 DAISY = 985
 
