@@ -10,12 +10,16 @@ Shapes: B images, C channels, Y x X pixels (rows x columns), D width of a code, 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin, VQModel
+from diffusers import VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
@@ -129,7 +133,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
             in_channels, latent_channels, tuple(down_block_types), double_z=False, **blocks
         )
         self.quant_conv = nn.Conv2d(latent_channels, width, 1)
-        self.quantize = self._build_quantiser(num_codes, width)
+        self.quantize: CodebookQuantiser | FiniteScalarQuantiser = self._build_quantiser(num_codes, width)
         self.post_quant_conv = nn.Conv2d(width, latent_channels, 1)
         self.decoder = Decoder(latent_channels, out_channels, tuple(up_block_types), **blocks)
 
@@ -141,7 +145,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
     @property
     def downscale(self) -> int:
         """Pixels per place of the grid of codes, in each direction."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        return 2 ** (len(self.config["block_out_channels"]) - 1)
 
     @apply_forward_hook
     def encode(self, x: Tensor) -> MMVQEncoderOutput:
@@ -186,12 +190,59 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
             TypeError: They are no whole numbers.
         """
         self._check_indices(indices)
-        return self.quantize.lookup(indices).to(self.post_quant_conv.weight.dtype)
+        return self.quantize.lookup(indices.long()).to(self.post_quant_conv.weight.dtype)
 
     def forward(self, sample: Tensor) -> MMVQAutoencoderOutput:
         """(B, C, Y, X) pictures in [-1, 1] to their reconstructions, with what the codes cost."""
         codes = self.encode(sample)
         return MMVQAutoencoderOutput(sample=self.decode(codes.latents).sample, **codes)
+
+    @classmethod
+    def from_original(cls, path: str | Path, **options: Any) -> "MMVQAutoencoder":
+        """Load a checkpoint of taming VQGAN or of a LlamaGen tokenizer, see `load_original_vq`.
+
+        Args:
+            path: The file, or the folder it is in.
+            **options: As `load_original_vq` takes them.
+        """
+        # By name: this file travels with every model, the converters do not.
+        return import_module("hf_mm.generators.autoencoder.convert_vq_original").load_original_vq(
+            path, **options
+        )
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs: Any) -> tuple[dict, dict, dict]:
+        """What of a saved config is for `__init__`; a config of diffusers' `VQModel` has a plain codebook."""
+        if config_dict.get("_class_name") == "VQModel":
+            if config_dict.get("norm_type", "group") != "group":
+                raise ValueError(
+                    f"`norm_type`={config_dict['norm_type']!r} of this VQModel is not built here, only "
+                    "'group'; load it with diffusers."
+                )
+            known = {name: config_dict[name] for name in VQ_MODEL_FIELDS if name in config_dict}
+            config_dict = {"quantizer": "plain"} | known
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as the parent class does; codes that are used at length 1 are saved at length 1.
+
+        So `VQModel` finds the same codes, which knows nothing of lengths. The model itself is left as it is.
+
+        Args:
+            save_directory: Folder, created when absent; its earlier files stay until the new ones are whole.
+            *args: All else that the parent's method takes.
+            **kwargs: By name.
+        """
+        quantiser = self.quantize
+        if type(quantiser) is not CodebookQuantiser or not quantiser.l2_normalized:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        table = quantiser.embedding.weight
+        learnt, table.data = table.data, quantiser.codes().detach().to(table.dtype)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            table.data = learnt
 
     def to_vq_model(self) -> VQModel:
         """The same as diffusers' own class, with copies of the weights.
@@ -199,23 +250,17 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: The quantiser is none that `VQModel` has.
         """
-        reason = self._why_no_vq_model()
-        if reason:
+        if self.config["quantizer"] == "fsq":
             raise ValueError(
-                f"{reason}, which diffusers' `VQModel` cannot express; load it as MMVQAutoencoder."
+                f"`quantizer`='fsq' with `fsq_levels`={self.config['fsq_levels']} has no codebook, which "
+                "diffusers' `VQModel` needs; use MMVQAutoencoder itself."
             )
         config = {name: value for name, value in self.config.items() if name in VQ_MODEL_FIELDS}
-        model = VQModel.from_config(config)
+        model: Any = VQModel.from_config(config)
         weights = {name: weight for name, weight in self.state_dict().items() if "cluster_" not in name}
         weights["quantize.embedding.weight"] = self.quantize.codes()
         model.load_state_dict(weights)
         return model.to(self.device, self.dtype).train(self.training)
-
-    def _why_no_vq_model(self) -> str:
-        """What of the config `VQModel` has no word for; "" when it has one for all."""
-        if self.config.quantizer == "fsq":
-            return f"`quantizer`='fsq' rounds to `fsq_levels`={list(self.config.fsq_levels)}"
-        return ""
 
     def _codes_of_config(self) -> tuple[int, int]:
         """Number and width of the codes; the config then says both, as `VQModel` wants it.
@@ -223,7 +268,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: Fields that do not go together.
         """
-        config = self.config
+        config: Any = self.config
         if config.quantizer not in ("ema", "plain", "fsq"):
             raise ValueError(f"`quantizer` must be 'ema', 'plain' or 'fsq', got {config.quantizer!r}.")
         if config.quantizer == "fsq":
@@ -252,10 +297,8 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
         self.register_to_config(num_vq_embeddings=codes, vq_embed_dim=width)
         return codes, width
 
-    def _build_quantiser(
-        self, num_codes: int, width: int
-    ) -> CodebookQuantiser | MovingAverageQuantiser | FiniteScalarQuantiser:
-        config = self.config
+    def _build_quantiser(self, num_codes: int, width: int) -> CodebookQuantiser | FiniteScalarQuantiser:
+        config: Any = self.config
         if config.quantizer == "fsq":
             return FiniteScalarQuantiser(config.fsq_levels)
         if config.quantizer == "plain":
@@ -272,7 +315,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
         )
 
     def _check_pictures(self, x: Tensor) -> None:
-        channels = self.config.in_channels
+        channels = self.config["in_channels"]
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"Pictures must be (batch, {channels}, height, width), got {tuple(x.shape)}.")
         height, width = x.shape[2:]

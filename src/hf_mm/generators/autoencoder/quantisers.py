@@ -263,6 +263,10 @@ class FiniteScalarQuantiser(nn.Module):
         self.num_codes, self.width = math.prod(levels), len(levels)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
 
+    def codes(self) -> Tensor:
+        """(K, D) all codes in float32."""
+        return finite_scalar_codes(torch.arange(self.num_codes, device=self.levels.device), self.levels)
+
     def lookup(self, indices: Tensor) -> Tensor:
         """(B, h, w) indices to (B, D, h, w) codes in float32."""
         return finite_scalar_codes(indices, self.levels).movedim(-1, 1)
