@@ -67,6 +67,11 @@ class GeneratorModelContract:
         again = self.model_class.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
         assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
+    def test_a_pipeline_can_save_its_variants_and_shards(self):
+        """diffusers passes on what it finds in the signature, and drops the rest without a word."""
+        arguments = inspect.signature(self.model_class.save_pretrained).parameters
+        assert {"safe_serialization", "variant", "max_shard_size", "is_main_process"} <= set(arguments)
+
     def test_auto_model_of_diffusers_opens_it_with_no_flag(self, tmp_path):
         register_generators()
         model = self.model()

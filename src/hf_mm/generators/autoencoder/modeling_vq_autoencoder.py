@@ -10,6 +10,7 @@ Shapes: B images, C channels, Y x X pixels (rows x columns), D width of a code, 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -223,6 +224,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
             config_dict = {"quantizer": "plain"} | known
         return super().extract_init_dict(config_dict, **kwargs)
 
+    @wraps(RemoteModelMixin.save_pretrained, assigned=())  # pipelines pass on what the signature has, no more
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as the parent class does; codes that are used at length 1 are saved at length 1.
 
