@@ -9,13 +9,10 @@ Shapes: B pictures of a batch, C channels, Y x X pixels (rows x columns).
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["DivergedError", "PhasedObjective"]
 
@@ -98,8 +95,8 @@ class PhasedObjective(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def pipeline(self) -> "DiffusionPipeline | Any":
-        """What is saved and pushed: has `save_pretrained`. Called with the averages in place."""
+    def pipeline(self) -> Any:
+        """What is saved and pushed, a `DiffusionPipeline`. Called with the averages in place."""
 
     def health(self, logs: Mapping[str, float]) -> None:
         """Look at what is logged for signs that the run collapsed; the trainer sees what is not finite.

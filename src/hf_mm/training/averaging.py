@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..hub.saving import atomic_write
 
-__all__ = ["EMACallback"]
+__all__ = ["EMACallback", "averaged_copy", "swap_averages"]
 
 STATE_FILE = "averaged_weights.pt"
 
@@ -39,10 +39,7 @@ class EMACallback(TrainerCallback):
     """
 
     def __init__(self, decay: float = 0.999, evaluate: bool = True, replace_at_end: bool = False) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(
-                f"`decay`={decay} must be at least 0 and below 1; 0.999 averages about 1000 steps."
-            )
+        _check_decay(decay)
         self.decay = decay
         self.evaluate = evaluate
         self.replace_at_end = replace_at_end
@@ -74,11 +71,11 @@ class EMACallback(TrainerCallback):
     @contextmanager
     def applied(self, model: nn.Module) -> Generator[None]:
         """Give a model the averaged weights while the block runs, and its own again afterwards."""
-        self._swap(model)
+        swap_averages(model, self._running())
         try:
             yield
         finally:
-            self._swap(model)
+            swap_averages(model, self._running())
 
     def save_state(self, folder: str | Path) -> None:
         """Write the average into a checkpoint."""
@@ -101,7 +98,7 @@ class EMACallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._average = _averaged(kwargs["model"], self.decay)
+        self._average = averaged_copy(kwargs["model"], self.decay)
         if self._checkpoint is not None:
             self._load(self._checkpoint)
             self._checkpoint = None
@@ -127,7 +124,7 @@ class EMACallback(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint:
             self._load(Path(state.best_model_checkpoint))
         if self.replace_at_end:
-            for own, averaged in self._pairs(kwargs["model"]):
+            for own, averaged in _pairs(kwargs["model"], self._running()):
                 own.copy_(averaged)
 
     def _running(self) -> AveragedModel:
@@ -140,26 +137,18 @@ class EMACallback(TrainerCallback):
         device = next(average.module.parameters()).device
         average.load_state_dict(torch.load(folder / STATE_FILE, map_location=device, weights_only=True))
 
-    @torch.no_grad()
-    def _swap(self, model: nn.Module) -> None:
-        for own, averaged in self._pairs(model):
-            before = own.clone()
-            own.copy_(averaged)
-            averaged.copy_(before)
 
-    def _pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each weight and buffer of a model, detached, with its average."""
-        averaged = self._running().module
-        for own, other in zip(
-            chain(model.parameters(), model.buffers()),
-            chain(averaged.parameters(), averaged.buffers()),
-            strict=True,
-        ):
-            yield own.detach(), other.detach()
+def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a model, of its buffers too, which an exponential average starts from.
 
+    Args:
+        model: What is trained; any module.
+        decay: Share of the old average kept at each `update_parameters`. The first copies the model.
 
-def _averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model, which the average starts from."""
+    Raises:
+        ValueError: `decay` outside 0..1.
+    """
+    _check_decay(decay)
     exponential = get_ema_multi_avg_fn(decay)
 
     def update(averaged: Any, current: Any, count: Tensor | int) -> None:
@@ -175,3 +164,28 @@ def _averaged(model: nn.Module, decay: float) -> AveragedModel:
         average.module.__dict__.pop(name, None)
     average.module.requires_grad_(False).eval()
     return average
+
+
+@torch.no_grad()
+def swap_averages(model: nn.Module, average: AveragedModel) -> None:
+    """Exchange the weights and buffers of a model with their averages; a second call takes it back."""
+    for own, averaged in _pairs(model, average):
+        before = own.clone()
+        own.copy_(averaged)
+        averaged.copy_(before)
+
+
+def _pairs(model: nn.Module, average: AveragedModel) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each weight and buffer of a model, detached, with its average."""
+    averaged = average.module
+    for own, other in zip(
+        chain(model.parameters(), model.buffers()),
+        chain(averaged.parameters(), averaged.buffers()),
+        strict=True,
+    ):
+        yield own.detach(), other.detach()
+
+
+def _check_decay(decay: float) -> None:
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"`decay`={decay} must be at least 0 and below 1; 0.999 averages about 1000 steps.")

@@ -1,0 +1,419 @@
+"""Training that takes turns: several losses, each with its own parameters, optimizer and learning rate.
+
+`Trainer` knows one loss and one optimizer. A generator and its discriminator, or an autoencoder that learns
+to please one, need two: the loop here is for them, on Accelerate, with the arguments, callbacks and logs that
+users of `Trainer` know. What is learnt stands in the objective, see `objectives/phased.py`.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from huggingface_hub import HfApi
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    DefaultFlowCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import CallbackHandler, PrinterCallback
+from transformers.trainer_utils import HubStrategy
+
+from ..data.pixel_rows import PixelCollator, PixelRows
+from ..hub.saving import UNFINISHED, atomic_write
+from ..objectives.phased import DivergedError, PhasedObjective
+from .checkpoints import LAST_FILE, last_checkpoint
+from .memory import peak_memory_mb, reset_peak_memory
+from .phased_arguments import check_arguments
+from .phased_averages import ModuleAverages, in_evaluation
+from .phased_batches import StepBatches
+from .phased_card import GeneratorCard
+from .phased_meter import RunningMeans
+from .phased_phases import Phase, build_phases, phases_state, restore_phases
+from .phased_previews import preview_file, write_preview
+from .phased_progress import LossBar
+from .phased_state import (
+    chance_of_all_processes,
+    read_checkpoint,
+    remove_unfinished,
+    restore_chance,
+    rotate,
+    write_checkpoint,
+)
+from .phased_step import PhaseTaker
+
+__all__ = ["PhasedTrainer"]
+
+
+class PhasedTrainer:
+    """Trains a `PhasedObjective`.
+
+    In each step every active phase takes all small batches of the step, then its optimizer moves; the next
+    phase sees the result. Small batches are always full: the last rows of an epoch stand beside the first of
+    the next. Gradients are averaged over processes, and draws differ between them.
+
+    A loss or gradient that is not finite, or what the objective's `health` objects to, ends the run with a
+    `DivergedError` that names the step and the last good checkpoint. A run that is resumed goes on bit for
+    bit; with `dataloader_num_workers` only if the collator draws from what is in a batch, as `PixelCollator`
+    does.
+
+    Args:
+        objective: What is learnt.
+        args: As for `Trainer`; what this loop does not know is refused.
+        train_dataset: Has a length.
+        data_collator: Rows to a batch; by default `PixelCollator()` for `PixelRows`.
+        learning_rates: By phase, where it is not `args.learning_rate`.
+        ema_decay: Share of the old averages of `objective.averaged` kept at each step; `None` for none.
+        preview_steps: Draw `previews/step-N.png` every so many steps and at the end; 0 for the end only.
+        preview_count: Pictures of a preview; 0 for no previews.
+        callbacks: As for `Trainer`; they are given the objective as `model`.
+        card: What the model card says beyond what was measured.
+
+    Raises:
+        ValueError: An argument that this loop does not know, or no rows.
+        TypeError: The data set has no length.
+    """
+
+    def __init__(
+        self,
+        objective: PhasedObjective,
+        args: TrainingArguments,
+        train_dataset: Dataset | Sequence,
+        data_collator: Callable[[Any], Mapping[str, Any]] | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        ema_decay: float | None = 0.999,
+        preview_steps: int = 0,
+        preview_count: int = 64,
+        callbacks: Sequence[TrainerCallback] = (),
+        card: GeneratorCard | None = None,
+    ) -> None:
+        check_arguments(args, train_dataset)
+        if preview_steps < 0 or preview_count < 0:
+            raise ValueError(
+                f"`preview_steps`={preview_steps} and `preview_count`={preview_count} must be 0 or more."
+            )
+        self.objective = objective
+        self.args = args
+        self.train_dataset: Any = train_dataset
+        default: Any = PixelCollator() if isinstance(train_dataset, PixelRows) else default_data_collator
+        self.data_collator = default if data_collator is None else data_collator
+        self.learning_rates = dict(learning_rates or {})
+        self.ema_decay = ema_decay
+        self.preview_steps = preview_steps
+        self.preview_count = preview_count
+        self.folder = Path(str(args.output_dir))
+        self.card = card or GeneratorCard(self.folder.name)
+        self.metrics: dict[str, Any] = {}
+        self.state = TrainerState()
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        bar = PrinterCallback() if args.disable_tqdm else LossBar()
+        reports = [report() for report in get_reporting_integration_callbacks(args.report_to)]
+        self._callbacks = CallbackHandler(
+            [DefaultFlowCallback(), *reports, *callbacks, bar], objective, None, None, None
+        )
+        self._control = TrainerControl()
+        self._means = RunningMeans()
+        self._taker = PhaseTaker(objective, self.accelerator, args.max_grad_norm, self._means)
+        self._phases: dict[str, Phase] = {}
+        self._averages = ModuleAverages(objective, (), None)
+        self._previewed: Path | None = None
+        self._saved: Path | None = None
+        self._mark, self._paused_s = (0.0, 0), 0.0
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that a step takes, of all small batches and processes."""
+        sizes = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        return sizes[0] * sizes[1] * self.accelerator.num_processes
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        rows = self.args.num_train_epochs * len(self.train_dataset)
+        return max(1, -int(-rows // self.rows_per_step))
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> dict[str, float]:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: A checkpoint to go on from, or `True` for the last one in `output_dir`;
+                by default what `args` says.
+
+        Returns:
+            Runtime, speed and peak memory, and the last logged means, with names that begin with "train_".
+
+        Raises:
+            DivergedError: The run is past help; says the step, and the last good checkpoint.
+            ValueError: The checkpoint is of another run, or the objective is faulty.
+            FileNotFoundError: There is no such checkpoint.
+        """
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        reset_peak_memory(self.args.device)
+        wanted = [(weight, weight.requires_grad) for weight in self.objective.parameters()]
+        try:
+            chance = self._begin(checkpoint)
+            loader = iter(self._loader())
+            if chance is not None:  # last, so that nothing of the above draws from it
+                restore_chance(chance, self.accelerator.process_index, self.accelerator.num_processes)
+            return self._run(loader)
+        except DivergedError as error:
+            raise DivergedError(f"{str(error).rstrip('.')}. {self._what_is_left()}") from error
+        finally:
+            for weight, requires_grad in wanted:
+                weight.grad = None
+                weight.requires_grad_(requires_grad)
+
+    def save_model(self, folder: str | Path | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+        """Save the pipeline with the averaged weights, and a model card with samples; push it when asked.
+
+        Args:
+            folder: By default `output_dir`; what lies there is pushed when `args.push_to_hub`.
+            metrics: What was measured, for the card.
+        """
+        folder = self.folder if folder is None else Path(folder)
+        self.metrics |= dict(metrics or {})
+        if self.accelerator.is_main_process:
+            with self.averages_applied():
+                self.objective.pipeline().save_pretrained(str(folder))
+            last = self.state.log_history[-1] if self.state.log_history else {}
+            self.card.write(folder, self.args, self.metrics, last, self._previewed)
+            if self.args.push_to_hub and folder == self.folder:
+                self._push()
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def averages_applied(self) -> Generator[None]:
+        """The objective in evaluation mode, averages in place and without gradients, while the block runs."""
+        with self._averages.applied(), in_evaluation(self.objective):
+            yield
+
+    # The parts of a run, in their order.
+
+    def _checkpoint(self, given: str | Path | bool | None) -> Path | None:
+        given = self.args.resume_from_checkpoint if given is None else given
+        if not given:
+            return None
+        if given is True:
+            found = last_checkpoint(self.folder)
+            if found is None:
+                raise FileNotFoundError(
+                    f"{self.folder} has no checkpoint to go on from; train without `resume_from_checkpoint`."
+                )
+            return Path(found)
+        return Path(str(given))
+
+    def _begin(self, checkpoint: Path | None) -> list[dict[str, Any]] | None:
+        """Set everything up; the state of chance of a checkpoint."""
+        args, max_steps = self.args, self.max_steps
+        if self.accelerator.is_main_process:
+            remove_unfinished(self.folder)
+        set_seed(args.seed, device_specific=True)
+        self.objective.to(args.device)
+        self._share_weights()
+        phases = build_phases(self.objective, args, max_steps, self.learning_rates)
+        self._phases = {phase.name: phase for phase in phases}
+        self._averages = ModuleAverages(self.objective, self.objective.averaged, self.ema_decay)
+        self._means.clear()
+        self._previewed = self._saved = None
+        self.state = TrainerState()
+        chance = None if checkpoint is None else self._restore(checkpoint)
+        self.state.max_steps = max_steps
+        self.state.num_train_epochs = -(-max_steps * self.rows_per_step // len(self.train_dataset))
+        self.state.is_local_process_zero = self.accelerator.is_local_main_process
+        self.state.is_world_process_zero = self.accelerator.is_main_process
+        self.state.train_batch_size = args.per_device_train_batch_size
+        self.state.compute_steps(args, max_steps)
+        self.objective.train()
+        self.objective.requires_grad_(False)
+        return chance
+
+    def _share_weights(self) -> None:
+        """All processes begin with the weights of the first."""
+        if self.accelerator.num_processes > 1:
+            for tensor in (*self.objective.parameters(), *self.objective.buffers()):
+                distributed.broadcast(tensor.detach(), 0)
+
+    def _loader(self) -> DataLoader:
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = StepBatches(
+            len(self.train_dataset),
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            (self.state.global_step, self.state.max_steps),
+            seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        workers = args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            generator=torch.Generator().manual_seed(seed),  # else it draws from torch's own, resumed or not
+        )
+
+    def _run(self, loader: Iterator[Mapping[str, Any]]) -> dict[str, float]:
+        args, state = self.args, self.state
+        begun, first = time.perf_counter(), state.global_step
+        self._mark, self._paused_s = (begun, first), 0.0
+        self._control = self._callbacks.on_train_begin(args, state, self._control)
+        try:
+            while state.global_step < state.max_steps and not self._control.should_training_stop:
+                self._control = self._callbacks.on_step_begin(args, state, self._control)
+                batches = [next(loader) for _ in range(args.gradient_accumulation_steps)]
+                if args.device.type != "cpu":
+                    batches = [send_to_device(batch, args.device, non_blocking=True) for batch in batches]
+                self._step(batches)
+                self._after_step()
+            return self._summary(time.perf_counter() - begun, state.global_step - first)
+        finally:
+            self._callbacks.on_train_end(args, state, self._control)
+
+    def _step(self, batches: list[Mapping[str, Any]]) -> None:
+        """Every active phase in its turn, then the averages."""
+        state = self.state
+        self.objective.step = state.global_step
+        for name in self.objective.active_phases(state.global_step):
+            self._taker.take(self._phases[name], batches, state.global_step + 1)
+        self._averages.update()
+        epoch = state.epoch
+        state.global_step += 1
+        self.objective.step = state.global_step
+        state.epoch = state.global_step * self.rows_per_step / len(self.train_dataset)
+        self._control = self._callbacks.on_step_end(self.args, state, self._control)
+        if state.epoch // 1 > epoch // 1:
+            self._control = self._callbacks.on_epoch_end(self.args, state, self._control)
+
+    def _after_step(self) -> None:
+        """Log, draw and save, when it is time; what is saved was looked at before."""
+        control, step = self._control, self.state.global_step
+        last = step >= self.state.max_steps or control.should_training_stop
+        draws = self.preview_count > 0 and (last or (self.preview_steps and step % self.preview_steps == 0))
+        saves = control.should_save
+        if control.should_log or saves or last:
+            means = self._checked_means()
+            if control.should_log or last:
+                self._log(means)
+        started = time.perf_counter()
+        if draws and self.accelerator.is_main_process:
+            self._preview()
+        if saves:
+            self._save()
+        self._paused_s += time.perf_counter() - started
+
+    def _checked_means(self) -> dict[str, float]:
+        """The means since the last log, if the run is in good health."""
+        self._taker.watch.check()
+        means = self._means.read(self.args.device)
+        try:
+            self.objective.health(means)
+        except DivergedError as error:
+            raise DivergedError(f"Step {self.state.global_step}: {error}") from error
+        return means
+
+    def _log(self, means: dict[str, float]) -> None:
+        since, step = self._mark
+        seconds = time.perf_counter() - since - self._paused_s
+        rates = {
+            f"{name}_learning_rate": float(phase.scheduler.get_last_lr()[0])
+            for name, phase in self._phases.items()
+        }
+        speed = (self.state.global_step - step) * self.rows_per_step / max(seconds, 1e-9)
+        logs = {**means, **rates, "images_per_second": round(speed, 1), "epoch": round(self.state.epoch, 4)}
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._control = self._callbacks.on_log(self.args, self.state, self._control, logs)
+        self._means.clear()
+        self._mark, self._paused_s = (time.perf_counter(), self.state.global_step), 0.0
+
+    def _preview(self) -> None:
+        path = preview_file(self.folder, self.state.global_step)
+        with self.averages_applied():
+            if write_preview(path, self.objective, self.args.seed, self.preview_count):
+                self._previewed = path
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        chance = chance_of_all_processes()
+        if self.accelerator.is_main_process:
+            parts = {
+                "objective": self.objective.state_dict(),
+                "averages": self._averages.state_dict(),
+                "phases": phases_state(self._phases, self.accelerator.scaler),
+                "chance": chance,
+                "place": self._place(),
+            }
+            self._saved = write_checkpoint(self.folder, parts, self.state)
+            rotate(self.folder, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+        self._control = self._callbacks.on_save(self.args, self.state, self._control)
+        if self.args.push_to_hub and self.args.hub_strategy == HubStrategy.EVERY_SAVE:
+            self.save_model()
+
+    def _place(self) -> dict[str, Any]:
+        """What the place in the data depends on, beside the step."""
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return {"rows": len(self.train_dataset), "rows_per_step": self.rows_per_step, "data_seed": seed}
+
+    def _restore(self, folder: Path) -> list[dict[str, Any]]:
+        """Go on from a checkpoint; the state of chance, which is restored last."""
+        parts, state = read_checkpoint(folder)
+        if parts["place"] != self._place():
+            raise ValueError(
+                f"{folder} is of a run with {parts['place']}, this one has {self._place()}: it would see "
+                "other rows. Give it the same data, seed and rows per step."
+            )
+        self.objective.load_state_dict(parts["objective"])
+        self._averages.load_state_dict(parts["averages"])
+        restore_phases(self._phases, self.accelerator.scaler, parts["phases"])
+        self.state, self._saved = state, folder
+        return parts["chance"]
+
+    def _what_is_left(self) -> str:
+        advice = "with lower `learning_rate`s, a smaller `max_grad_norm` or another seed"
+        if self._saved is None:
+            return f"No checkpoint was written before it; train anew {advice}."
+        return f"The last good checkpoint is {self._saved}; go on from it {advice}."
+
+    def _push(self) -> None:
+        """Upload `output_dir` without its checkpoints."""
+        args, api = self.args, HfApi(token=self.args.hub_token)
+        name = args.hub_model_id or self.folder.resolve().name
+        repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=self.folder,
+            revision=args.hub_revision,
+            commit_message=f"Weights after step {self.state.global_step}",
+            ignore_patterns=["checkpoint-*", f"{UNFINISHED}*"],
+        )
+
+    def _summary(self, seconds: float, steps: int) -> dict[str, float]:
+        """What the run took and where it ended."""
+        if self.accelerator.is_main_process:
+            with atomic_write(self.folder / LAST_FILE) as temporary:
+                self.state.save_to_json(str(temporary))
+        last = self.state.log_history[-1] if self.state.log_history else {}
+        return {
+            "train_runtime": round(seconds, 3),
+            "train_images_per_second": round(steps * self.rows_per_step / max(seconds, 1e-9), 1),
+            "train_steps_per_second": round(steps / max(seconds, 1e-9), 3),
+            "train_peak_memory_mb": round(peak_memory_mb(self.args.device), 1),
+            "epoch": self.state.epoch,
+            **{f"train_{name}": value for name, value in last.items() if name not in ("epoch", "step")},
+        }
