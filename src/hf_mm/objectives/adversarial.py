@@ -27,6 +27,7 @@ __all__ = [
     "non_saturating_generator_loss",
     "relativistic_discriminator_loss",
     "relativistic_generator_loss",
+    "squared_gradients",
     "zero_centred_penalty",
 ]
 
@@ -140,11 +141,8 @@ def generator_loss(kind: str, fake_logits: Tensor, real_logits: Tensor | None = 
     raise _unknown(kind)
 
 
-def zero_centred_penalty(logits: Tensor, samples: Tensor) -> Tensor:
-    """The squared length of the gradient of a picture's logit by its pixels, as a mean over the pictures.
-
-    R1 on real pictures, R2 on generated ones; the loss takes gamma / 2 of it. Without it the game turns in
-    circles: at equilibrium the discriminator shall be flat.
+def squared_gradients(logits: Tensor, samples: Tensor) -> Tensor:
+    """The squared length of the gradient of each picture's logit by its pixels, as the penalties take it.
 
     Args:
         logits: What the discriminator says of `samples`, those of patches are added up. The logit of a
@@ -152,7 +150,7 @@ def zero_centred_penalty(logits: Tensor, samples: Tensor) -> Tensor:
         samples: (B, ...) pictures, which required gradients before the discriminator saw them.
 
     Returns:
-        A scalar with a graph: its gradient is that of a gradient. In float32, or in float64 of such pictures.
+        (B,) with a graph: its gradient is that of a gradient. In float32, or in float64 of such pictures.
 
     Raises:
         ValueError: `samples` require no gradients, so that `logits` cannot have any by them.
@@ -163,7 +161,26 @@ def zero_centred_penalty(logits: Tensor, samples: Tensor) -> Tensor:
             "`samples.requires_grad_()` before the discriminator sees them."
         )
     (gradient,) = torch.autograd.grad(_wide(logits).sum(), samples, create_graph=True)
-    return _wide(gradient).square().flatten(1).sum(dim=1).mean()
+    return _wide(gradient).square().flatten(1).sum(dim=1)
+
+
+def zero_centred_penalty(logits: Tensor, samples: Tensor) -> Tensor:
+    """The mean of `squared_gradients`: R1 on real pictures, R2 on generated ones.
+
+    The loss takes gamma / 2 of it. Without it the game turns in circles: at equilibrium the discriminator
+    shall be flat.
+
+    Args:
+        logits: As `squared_gradients` takes them.
+        samples: As `squared_gradients` takes them.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: As `squared_gradients`.
+    """
+    return squared_gradients(logits, samples).mean()
 
 
 def _wide(values: Tensor) -> Tensor:
