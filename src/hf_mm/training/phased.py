@@ -350,6 +350,7 @@ class PhasedTrainer:
     def _save(self) -> None:
         """Write a checkpoint."""
         chance = chance_of_all_processes()
+        folder = self.folder / f"checkpoint-{self.state.global_step}"
         if self.accelerator.is_main_process:
             parts = {
                 "objective": self.objective.state_dict(),
@@ -358,9 +359,10 @@ class PhasedTrainer:
                 "chance": chance,
                 "place": self._place(),
             }
-            self._saved = write_checkpoint(self.folder, parts, self.state)
+            write_checkpoint(folder, parts, self.state)
             rotate(self.folder, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
+        self._saved = folder
         self._control = self._callbacks.on_save(self.args, self.state, self._control)
         if self.args.push_to_hub and self.args.hub_strategy == HubStrategy.EVERY_SAVE:
             self.save_model()

@@ -33,18 +33,15 @@ __all__ = [
 PARTS = ("objective", "averages", "phases", "chance", "place")
 
 
-def write_checkpoint(folder: Path, parts: Mapping[str, Any], state: TrainerState) -> Path:
+def write_checkpoint(final: Path, parts: Mapping[str, Any], state: TrainerState) -> None:
     """Write a checkpoint.
 
     Args:
-        folder: `output_dir` of the run.
+        final: Its folder; one of this name that was there is replaced.
         parts: What belongs to each of `PARTS`, as `torch.save` takes it.
-        state: Names the step.
-
-    Returns:
-        Its folder; one of this name that was there is replaced.
+        state: Of the run.
     """
-    final = folder / f"checkpoint-{state.global_step}"
+    folder = final.parent
     unfinished = folder / f"{UNFINISHED}{uuid4().hex}"
     with atomic_folder(unfinished) as temporary:
         for part in PARTS:
@@ -57,7 +54,6 @@ def write_checkpoint(folder: Path, parts: Mapping[str, Any], state: TrainerState
         shutil.rmtree(replaced)
     else:
         unfinished.rename(final)
-    return final
 
 
 def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], TrainerState]:
