@@ -14,6 +14,8 @@ TOOLS = """
 import json, sys
 import peft, torch, transformers
 import transformers.models.clip.modeling_clip, transformers.models.llama.modeling_llama
+import diffusers
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForImageTextToText,
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 transformers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.disable_progress_bar()
 picture = Image.linear_gradient("L").resize((48, 40)).convert("RGB")
 parts = [{"type": "image", "image": picture}, {"type": "text", "text": "a red?"}]
 turns = [{"role": "user", "content": parts}]
@@ -37,6 +40,15 @@ def classify(model):
     pixels = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
     with torch.no_grad():
         return model.eval()(pixels).logits.tolist()
+
+def draw(pipe):
+    options = {"uniform_codes": True, "output_type": "pt"}
+    return pipe(2, generator=torch.Generator().manual_seed(0), **options).images.flatten().tolist()
+
+def rebuild(model):
+    pixels = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+    with torch.no_grad():
+        return model(pixels).sample.flatten().tolist()
 """
 
 
@@ -49,7 +61,8 @@ def hub() -> Iterator[LoopbackHub]:
 @pytest.fixture(scope="session")
 def member(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
     """Processes that import hf_mm, and know the tiny models of `hub.sharing_tiny`."""
-    shared = f"{TOOLS}\nimport hf_mm\nfrom hub.sharing_tiny import tiny_vit, tiny_vlm\n"
+    tiny = "tiny_kl, tiny_pipeline, tiny_vit, tiny_vlm, tiny_vq"
+    shared = f"{TOOLS}\nimport hf_mm\nfrom hub.sharing_tiny import {tiny}\n"
     path = f"{ROOT / 'src'}:{ROOT / 'tests'}"
     with on_hub(hub.endpoint, tmp_path_factory.mktemp("member"), shared, path) as processes:
         yield processes

@@ -1,9 +1,12 @@
 """Tiny models and processors to push."""
 
 import torch
+from diffusers import AutoencoderKL, ModelMixin
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from hf_mm.data.tokenizer import train_caption_tokenizer, train_tokenizer
+from hf_mm.generators.autoencoder.modeling_vq_autoencoder import MMVQAutoencoder
+from hf_mm.generators.autoencoder.pipeline_autoencoder import AutoencoderPipeline
 from hf_mm.models.clip.configuration_clip import MMCLIPConfig
 from hf_mm.models.clip.image_processing_clip import MMCLIPImageProcessor
 from hf_mm.models.clip.modeling_clip import MMCLIPModel
@@ -17,6 +20,8 @@ from hf_mm.models.vlm.modeling_vlm import MMVLMForConditionalGeneration
 from hf_mm.models.vlm.processing_vlm import MMVLMProcessor
 
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BLOCKS = {"block_out_channels": (4, 8), "norm_num_groups": 2, "sample_size": 8}
+BLOCKS |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 SIDE = {"image_size": 16, "patch_size": 4}
 
 
@@ -56,3 +61,22 @@ def tiny_vlm(tower: str = "mm_vit", crops: int = 0) -> tuple[MMVLMForConditional
     )
     torch.manual_seed(0)
     return MMVLMForConditionalGeneration(config).eval(), processor
+
+
+def tiny_vq(seed: int = 0) -> MMVQAutoencoder:
+    """A component of ours for diffusers."""
+    torch.manual_seed(seed)
+    return MMVQAutoencoder(num_vq_embeddings=8, **BLOCKS).eval()
+
+
+def tiny_kl() -> AutoencoderKL:
+    """One of diffusers' own."""
+    torch.manual_seed(0)
+    return AutoencoderKL(latent_channels=2, **BLOCKS).eval()
+
+
+def tiny_pipeline(vae: ModelMixin | None = None) -> AutoencoderPipeline:
+    """A pipeline of ours around either."""
+    pipe = AutoencoderPipeline(vae or tiny_vq())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -4,13 +4,16 @@ import builtins
 import symtable
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
 
 import pytest
+from diffusers.utils.dynamic_modules_utils import check_imports, find_pipeline_class
 from transformers.dynamic_module_utils import get_imports
 
 import hf_mm
-from hf_mm.hub.bundle import bundle, family_bundle
-from hf_mm.registry import FAMILIES, load_family
+from hf_mm.hub.bundle import bundle, class_bundle, family_bundle
+from hf_mm.registry import FAMILIES, GENERATORS, load_family, load_generators
 
 PARTS = "hf_mm.bundle_parts"
 
@@ -196,3 +199,80 @@ def test_a_family_that_nests_others_brings_and_registers_them():
     assert "    AutoConfig.register('mm_vit', MMViTConfig, exist_ok=True)\n" in text
     assert "    AutoModel.register(MMViTConfig, MMViTModel, exist_ok=True)\n" in text
     assert "register_nested_families" not in family_bundle("vit")
+
+
+CLASSES = [path.split(".")[-1] for paths in GENERATORS.values() for path in paths]
+BRINGS = {"PIL", "diffusers", "huggingface_hub", "numpy", "torch", "transformers"}
+
+
+def generator(name: str) -> type:
+    return next(classes[name] for family in GENERATORS if name in (classes := load_generators(family)))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_generator_comes_with_nothing_undefined(name, tmp_path):
+    text = class_bundle(generator(name))
+    module = symtable.symtable(text, f"{name}.py", "exec")
+    defined = {name.get_name() for name in module.get_symbols() if name.is_assigned() or name.is_imported()}
+    used = {name.get_name() for name in names_in(module) if name.is_global() and name.is_referenced()}
+    assert name in defined
+    assert not used - defined - set(dir(builtins)) - {"__file__", "__name__"}
+    file = tmp_path / "bundle.py"
+    file.write_text(text)
+    assert set(get_imports(file)) - sys.stdlib_module_names <= BRINGS
+    assert check_imports(file) == []  # nothing that diffusers would look for beside it
+
+
+def loaded(text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A generated file as diffusers runs it."""
+    module = ModuleType("diffusers_modules.local.pipeline")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(text, "pipeline.py", "exec"), vars(module))
+    return module
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.endswith("Pipeline")])
+def test_diffusers_finds_one_pipeline_in_its_file(name, monkeypatch):
+    module = loaded(class_bundle(generator(name)), monkeypatch)
+    assert find_pipeline_class(module).__name__ == name
+
+
+BASE = """
+from diffusers import DiffusionPipeline
+
+
+class Base(DiffusionPipeline):
+    def kind(self) -> str:
+        return "base"
+"""
+
+
+def bundle_top(package, **modules: str) -> str:
+    package(**modules)  # writes them
+    return class_bundle(import_module(f"{PARTS}.top").Top)
+
+
+def test_a_pipeline_that_another_derives_from_is_out_of_sight(package, monkeypatch):
+    text = bundle_top(package, low=BASE, top="from .low import Base\n\n\nclass Top(Base):\n    ...\n")
+    top = find_pipeline_class(loaded(text, monkeypatch))
+    assert top.__name__ == "Top"
+    assert top().kind() == "base"
+
+
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [
+        (
+            "from .low import Base\nclass Top(Base):\n    def f(self): return isinstance(self, Base)\n",
+            r"^f uses `Base`, which diffusers would take .* file of Top; write `super\(\)` or `type\(self\)`",
+        ),
+        (
+            "from diffusers import DiffusionPipeline\nfrom .low import Base\n"
+            "class Top(DiffusionPipeline):\n    ...\n",
+            r"top needs hf_mm.bundle_parts.low, which defines the pipeline Base; diffusers takes files",
+        ),
+    ],
+)
+def test_a_second_pipeline_in_a_file_is_refused(package, top, message):
+    with pytest.raises(ValueError, match=message):
+        bundle_top(package, low=BASE, top=top)

@@ -43,6 +43,23 @@ for family in FAMILIES:
         else:
             assert import_module(AUTO_MODULES[3]).PROCESSOR_MAPPING[config] is cls
 """
+OF_DIFFUSERS = [
+    "from diffusers import AutoModel",
+    "from diffusers import DiffusionPipeline",
+    "from hf_mm.generators.autoencoder.modeling_vq_autoencoder import MMVQAutoencoder",
+]
+CHECK_DIFFUSERS = """
+import diffusers
+from diffusers import AutoModel, DiffusionPipeline
+from hf_mm.registry import GENERATORS, load_generators
+
+for family in GENERATORS:
+    for name, cls in load_generators(family).items():
+        assert getattr(diffusers, name) is cls
+        if not issubclass(cls, DiffusionPipeline):
+            home = sys.modules[cls.__module__]
+            assert getattr(diffusers.pipelines, cls.__module__.split(".")[-1]) is home
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +76,46 @@ def test_registered_when_imported_first(fresh, other):
 @pytest.mark.parametrize("other", OTHERS)
 def test_registered_when_imported_last(fresh, other):
     fresh.run(f"{other}\nimport hf_mm\n{CHECK}")
+
+
+@pytest.mark.parametrize("other", OF_DIFFUSERS)
+@pytest.mark.parametrize("order", ["import hf_mm\n{}", "{}\nimport hf_mm"], ids=["first", "last"])
+def test_generators_are_registered_whoever_is_imported_first(fresh, other, order):
+    fresh.run(f"{order.format(other)}\n{CHECK_DIFFUSERS}")
+
+
+def test_diffusers_alone_brings_no_generators(fresh):
+    """Nobody who wants a scheduler waits for our models."""
+    fresh.run("""
+import hf_mm
+from diffusers import DDIMScheduler
+
+assert not [name for name in sys.modules if name.startswith("hf_mm.generators")]
+""")
+
+
+def test_hf_mm_brings_neither_transformers_nor_diffusers(fresh):
+    fresh.run("""
+import hf_mm
+
+assert not {"transformers", "diffusers"} & set(sys.modules)
+""")
+
+
+def test_an_error_in_our_generators_is_heard(fresh):
+    fresh.run("""
+import hf_mm.registry
+
+hf_mm.registry.GENERATORS["autoencoder"] = ("modeling_vq_autoencoder.MMVQ",)
+try:
+    from diffusers import DiffusionPipeline
+except Exception as error:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert "modeling_vq_autoencoder' has no attribute 'MMVQ'" in str(error), error
+else:
+    raise AssertionError("came without ours and without a word")
+""")
 
 
 def test_an_error_in_our_modules_is_heard(fresh):
