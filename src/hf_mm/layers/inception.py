@@ -11,6 +11,7 @@ Shapes: B pictures, C channels, H x W pixels.
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ INCEPTION_WEIGHTS = (
 SIDE_PX, FEATURES, CLASSES = 299, 2048, 1008
 NORM_EPS = 1e-3
 
-Layer = tuple[str, int, int | tuple[int, int]] | tuple[str, int, int, int] | tuple[str]
+Layer = tuple[Any, ...]
 """A convolution: name, channels, kernel, and stride if it is 2; or the name of a pooling."""
 AVERAGE, MAXIMUM, HALVE = ("average",), ("maximum",), ("halve",)
 
@@ -125,7 +126,7 @@ class Mixed(nn.Module):
             for name, *sizes in route:
                 if not sizes:
                     continue
-                out_channels, kernel, stride = (*sizes, 1)[:3]
+                out_channels, kernel, stride = sizes if len(sizes) == 3 else (*sizes, 1)
                 sides = (kernel, kernel) if isinstance(kernel, int) else kernel
                 padding = (sides[0] // 2, sides[1] // 2) if stride == 1 else 0
                 setattr(self, name, ConvNorm(width, out_channels, kernel, stride, padding))

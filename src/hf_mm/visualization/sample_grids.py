@@ -160,7 +160,7 @@ def _page(
     factor = ceil(least_px / max(tiles[0].size))
     width, height = (side * factor for side in tiles[0].size)
     font = ImageFont.load_default(size=min(14, max(9, height // 4)))
-    line = ceil(sum(font.getmetrics())) + 2  # ty: ignore[unresolved-attribute]
+    line = ceil(font.getbbox("Ágj")[3]) + 2
     left = ceil(max((font.getlength(text) for text in row_labels or ()), default=-8)) + 8
     lefts = [left + gap_px + (width + gap_px) * n + (apart and n > 0) * width // 4 for n in range(columns)]
     if titles is not None and not apart:  # long titles are cut rather than laid over each other
