@@ -142,14 +142,14 @@ def _read(file: Path, weights_only: bool) -> tuple[VQLayout, Mapping[str, Tensor
 
 
 def _check_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
+    for name in sorted(weights.keys() & wanted.keys()):
+        if weights[name].shape != wanted[name].shape:
+            raise ValueError(
+                f"{file}: `{name}` is {tuple(weights[name].shape)}, the widths of the encoder want "
+                f"{tuple(wanted[name].shape)}; encoder and decoder must have the same."
+            )
     missing = sorted(name for name in wanted if name not in weights and "cluster_" not in name)
     unexpected = sorted(name for name in weights if name not in wanted)
     for kind, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             raise ValueError(f"{file}: `{names[0]}` is {kind} ({len(names)} weights in all, by our names).")
-    for name, weight in weights.items():
-        if weight.shape != wanted[name].shape:
-            raise ValueError(
-                f"{file}: `{name}` is {tuple(weight.shape)}, the other weights want "
-                f"{tuple(wanted[name].shape)}; encoder and decoder must have the same widths."
-            )

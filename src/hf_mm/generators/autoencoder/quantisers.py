@@ -86,7 +86,14 @@ class CodebookQuantiser(nn.Module):
         self.num_codes, self.width, self.l2_normalized = num_codes, width, l2_normalized
         self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
         self.embedding = nn.Embedding(num_codes, width)
-        nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
+        self._first_codes()
+
+    @torch.no_grad()
+    def _first_codes(self) -> None:
+        """As in `VQModel`, close to 0 on the scale of features, or anywhere on the sphere."""
+        codes = self.embedding.weight.uniform_(-1 / self.num_codes, 1 / self.num_codes)
+        if self.l2_normalized:
+            codes.copy_(normalize(codes, dim=1))
 
     def codes(self) -> Tensor:
         """(K, D) the codes as they are used, in float32."""
@@ -142,7 +149,7 @@ class CodeTable(nn.Module):
 
     def __init__(self, num_codes: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.empty(num_codes, width).uniform_(-1 / num_codes, 1 / num_codes))
+        self.register_buffer("weight", torch.empty(num_codes, width))
 
 
 class MovingAverageQuantiser(CodebookQuantiser):
@@ -183,6 +190,7 @@ class MovingAverageQuantiser(CodebookQuantiser):
             kmeans_iterations,
         )
         self.embedding = CodeTable(num_codes, width)
+        self._first_codes()
         self.register_buffer("cluster_size", torch.zeros(num_codes))
         self.register_buffer("cluster_sum", torch.zeros(num_codes, width))
         self._started: bool | None = None  # not known; reading it off a GPU at each step would wait for it
