@@ -1,5 +1,7 @@
 """A tiny generator and discriminator with everything that a run has to keep: buffers, dropout, noise."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import TrainingArguments
@@ -71,7 +73,8 @@ class Saved:
         self.model = model
 
     def save_pretrained(self, folder):
-        torch.save(self.model.state_dict(), f"{folder}/weights.pt")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        torch.save(self.model.state_dict(), Path(folder) / "weights.pt")
 
 
 class Mean(PhasedObjective):

@@ -188,6 +188,7 @@ class PhasedTrainer:
             with self.averages_applied():
                 self.objective.pipeline().save_pretrained(str(folder))
             last = self.state.log_history[-1] if self.state.log_history else {}
+            last = {**last, "ema_decay": self.ema_decay}
             self.card.write(folder, self.args, self.metrics, last, self._previewed)
             if self.args.push_to_hub and folder == self.folder:
                 self._push()
