@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import hf_mm.layers.inception as inception
+from hf_mm import feature_net
 from hf_mm.layers.inception import FIDInception, fid_inception, resize_as_tensorflow
 
 # `FeatureExtractorInceptionV3` of torch-fidelity 0.4.0 with `formula_weights` on `picture`: features
@@ -56,6 +57,9 @@ def test_features_and_logits_are_torch_fidelitys(reachable):
     assert_close(features[0, ::256], torch.tensor(PEER_FEATURES), rtol=1e-4, atol=0.1)
     assert_close(logits[0, ::200], torch.tensor(PEER_LOGITS), rtol=1e-4, atol=1.0)  # of 1e5
     assert reachable.is_file()
+    net = feature_net("inception")
+    assert (net.frechet, net.kernel) == ("FID", "KID")
+    assert_close(net(picture.to(torch.uint8)).features, features, rtol=1e-4, atol=0.1)
 
 
 def test_pictures_are_resized_as_tensorflow_1_does():
