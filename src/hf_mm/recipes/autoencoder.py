@@ -1,0 +1,324 @@
+"""Train an autoencoder of small pictures: a VAE, one with a codebook, or a VQGAN, from nothing, on a CPU.
+
+    hf-mm train autoencoder --model vae --dataset fashion-mnist --output_dir out/vae
+    hf-mm train autoencoder --model vq --dataset fashion-mnist --output_dir out/vq
+
+`--model` is `vae` (diffusers' AutoencoderKL; the latents of a whole picture are one vector, so that the prior
+can be sampled; `--downscale 4` gives a map for latent diffusion), `vq` (a codebook of moving averages), `fsq`
+(rounded numbers), `vqgan` (vq with a perceptual term and a discriminator) or `diffusers-vq` (the library's
+own VQModel, trained the same way). `--dataset` is `digits`, `fashion-mnist`, `openmoji`, a folder or a Hub id
+with the splits train and test. Any flag of `transformers.TrainingArguments` works.
+
+Written beside the pipeline: `results.json` with the errors on the test split, `samples.png` with originals
+above their reconstructions, and for a VAE `prior.png` with pictures drawn from the prior and `between.png`
+with the ways from one test picture to another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModel, HfArgumentParser, TrainingArguments, set_seed
+
+from hf_mm import (
+    AutoencoderObjective,
+    AutoencoderPipeline,
+    MMPatchDiscriminator,
+    MMVQAutoencoder,
+    PerceptualLoss,
+    PhasedTrainer,
+    PixelCollator,
+    PixelRows,
+    atomic_write,
+    codebook_usage,
+    efficientnet_lite0,
+    environment,
+    film_strip,
+    generation_rows,
+    markdown_table,
+    measure_scaling_factor,
+    psnr,
+    sample_grid,
+    write_results,
+)
+from hf_mm.training.phased_card import GeneratorCard
+
+__all__ = ["DEFAULTS", "MODELS", "Recipe", "main", "run"]
+
+
+@dataclass
+class Recipe:
+    """What this script decides; everything else is `TrainingArguments`."""
+
+    model: str = field(default="vq", metadata={"help": "vae, vq, fsq, vqgan or diffusers-vq."})
+    dataset: str = field(
+        default="digits", metadata={"help": "'digits', 'fashion-mnist', 'openmoji', a folder or a Hub id."}
+    )
+    data_folder: str | None = field(
+        default=None, metadata={"help": "Where the files of fashion-mnist or openmoji are."}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "In px; by default that of the data set."})
+    downscale: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pixels of one latent; by default the whole picture for vae, else 4, or more for at most "
+            "64 codes."
+        },
+    )
+    perceptual: str | None = field(
+        default=None,
+        metadata={
+            "help": "Network of the perceptual term: none, efficientnet-lite0 (by default of vqgan), or a "
+            "model of transformers, such as `hf-mm train vit_classifier` writes."
+        },
+    )
+    ema_decay: float = field(default=0.995, metadata={"help": "Of the averaged weights, which are saved."})
+    preview_steps: int = field(
+        default=500, metadata={"help": "Steps between two previews; 0: one at the end."}
+    )
+    rows: int | None = field(
+        default=None, metadata={"help": "Pictures to learn from, and to be measured on; by default all."}
+    )
+
+
+# The numbers of the recipe, in one place; a flag of the same name overrides each.
+DEFAULTS: dict[str, Any] = {
+    "max_steps": 4000,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "warmup_steps": 0.02,  # below 1: the share of all steps
+    "lr_scheduler_type": "cosine",
+    "adam_beta2": 0.99,
+    "weight_decay": 0.0,
+    "save_strategy": "no",
+    "logging_steps": 50,
+    "report_to": "none",
+}
+# What learns how, and in how many steps.
+MODELS: dict[str, dict[str, Any]] = {
+    "vae": {"reconstruction": "gaussian", "kl_weight": 1.0},
+    "vq": {"reconstruction": "l2"},
+    "fsq": {"reconstruction": "l2"},
+    "vqgan": {"reconstruction": "l1", "perceptual_weight": 1.0, "adversarial_weight": 0.5},
+    "diffusers-vq": {"reconstruction": "l2"},
+}
+STEPS = {"vqgan": 2400}  # a step with a discriminator takes longer
+ADVERSARIAL_SHARE = 0.5  # of the steps are done when the discriminator of a vqgan begins
+DISCRIMINATOR_RATE = 4e-4
+WIDTHS = (16, 32, 64, 64, 64, 64, 64)  # of blocks, each at half the size of the one before
+GROUPS = 8
+MAP_CHANNELS, VECTOR_CHANNELS = 4, 32  # of a VAE's latents: of a place of a map, and of a whole picture
+CODES, CODE_WIDTH, FEATURES = 512, 8, 64
+FSQ_LEVELS = [8, 8, 8]  # as many codes
+MOST_CODES_A_SIDE = 8
+VIEWS = {
+    "openmoji": {"flip": True, "pad_crop_px": 2}
+}  # few pictures; a tokenizer need not know left from right
+# Strides 2, 4 and 8 of a network for pictures of 224 px; small ones are enlarged so that it sees anything.
+LITE_LAYERS, LITE_PX = ("blocks.0", "blocks.2", "blocks.4"), 64
+SCALED_ROWS = 10_000  # whose latents are measured
+BATCH = 250  # of measuring
+SHOWN = 10  # columns of the pictures
+WAYS = 4  # between two pictures
+
+
+def downscale_of(recipe: Recipe, image_size: int) -> int:
+    """Pixels of one latent, in each direction.
+
+    Raises:
+        ValueError: It is no power of 2, too large, or does not divide the pictures.
+    """
+    if recipe.downscale is None and recipe.model == "vae":
+        downscale = image_size & -image_size  # the largest power of 2 that divides it
+    elif recipe.downscale is None:
+        downscale = max(4, image_size // MOST_CODES_A_SIDE)
+    else:
+        downscale = recipe.downscale
+    levels = downscale.bit_length()
+    if downscale < 1 or downscale & (downscale - 1) or image_size % downscale or levels > len(WIDTHS):
+        raise ValueError(
+            f"`downscale`={downscale} must be a power of 2 up to {2 ** (len(WIDTHS) - 1)} that divides the "
+            f"{image_size} px of the pictures."
+        )
+    return downscale
+
+
+def build_model(recipe: Recipe, image_size: int, channels: int) -> Any:
+    """The autoencoder to train.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    if recipe.model not in MODELS:
+        raise ValueError(f"`model`={recipe.model!r} must be one of {', '.join(MODELS)}.")
+    downscale = downscale_of(recipe, image_size)
+    levels = downscale.bit_length()
+    sizes: dict[str, Any] = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": WIDTHS[:levels],
+        "layers_per_block": 1,
+        "norm_num_groups": GROUPS,
+        "sample_size": image_size,
+    }
+    if recipe.model == "vae":
+        width = VECTOR_CHANNELS if downscale == image_size else MAP_CHANNELS
+        return AutoencoderKL(**sizes, latent_channels=width, force_upcast=False)
+    if recipe.model == "fsq":
+        return MMVQAutoencoder(**sizes, latent_channels=FEATURES, quantizer="fsq", fsq_levels=FSQ_LEVELS)
+    codes = {"latent_channels": FEATURES, "num_vq_embeddings": CODES, "vq_embed_dim": CODE_WIDTH}
+    return (VQModel if recipe.model == "diffusers-vq" else MMVQAutoencoder)(**sizes, **codes)
+
+
+def build_perceptual(recipe: Recipe) -> nn.Module | None:
+    """The perceptual term: by default of VQGANs only."""
+    name = recipe.perceptual or ("efficientnet-lite0" if recipe.model == "vqgan" else "none")
+    if name == "none":
+        return None
+    if name == "efficientnet-lite0":
+        return PerceptualLoss(efficientnet_lite0(8), LITE_LAYERS, size_px=LITE_PX)
+    model = AutoModel.from_pretrained(name)
+    return PerceptualLoss(model, size_px=model.config.image_size, in_channels=model.config.num_channels)
+
+
+def build_objective(recipe: Recipe, model: Any, preview_images: Tensor) -> AutoencoderObjective:
+    """What the model learns by."""
+    options: dict[str, Any] = {"perceptual": build_perceptual(recipe), "preview_images": preview_images}
+    if recipe.model == "vqgan":
+        side = preview_images.shape[-1]
+        layers = 1 if side < 24 else 2 if side < 64 else 3
+        options["discriminator"] = MMPatchDiscriminator(preview_images.shape[1], 32, layers)
+    return AutoencoderObjective(model, **MODELS[recipe.model], **options)
+
+
+@torch.no_grad()
+def reconstructions(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Pictures (N, C, S, S) in [-1, 1] as they come back, and what their latents say."""
+    samples, indices, nats = [], [], []
+    for part in pixels.split(BATCH):
+        part = part.to(model.device)
+        if isinstance(model, AutoencoderKL):
+            posterior = model.encode(part).latent_dist
+            latents = posterior.mode()
+            nats.append(posterior.kl())
+            sample = model.decode(latents).sample
+        elif isinstance(model, VQModel):
+            latents, _, (_, _, chosen) = model.quantize(model.encode(part).latents)
+            indices.append(chosen)
+            sample = model.decode(latents, force_not_quantize=True).sample
+        else:
+            out = model(part)
+            indices.append(out.indices)
+            sample = out.sample
+        samples.append(sample.clamp(-1, 1).cpu())
+    found: dict[str, Any] = {}
+    if nats:
+        found["kl_nats"] = torch.cat(nats).mean().item()
+    if indices:
+        codes = model.config["num_vq_embeddings"] if isinstance(model, VQModel) else model.num_codes
+        usage = codebook_usage(torch.cat([part.flatten() for part in indices]), codes)
+        found |= {"perplexity": usage.perplexity, "used_codes": usage.used_codes, "codes": codes}
+    return torch.cat(samples), found
+
+
+def measure(model: Any, test: PixelRows) -> dict[str, Any]:
+    """Errors on pictures that were not learnt from; pixels are in [-1, 1]."""
+    pixels = test.pixel_values()
+    samples, found = reconstructions(model, pixels)
+    errors = {
+        "mse": (samples - pixels).square().mean().item(),
+        "mae": (samples - pixels).abs().mean().item(),
+        "psnr": psnr(samples, pixels).mean().item(),
+    }
+    mean = pixels.mean(0, keepdim=True)
+    return errors | found | {"mse_of_the_mean_picture": (pixels - mean).square().mean().item()}
+
+
+def draw(pipeline: AutoencoderPipeline, test: PixelRows, folder: Path, seed: int) -> None:
+    """The pictures that go beside the results."""
+    count = min(3 * SHOWN, len(test))
+    originals = test[:count].pixel_values()
+    samples, _ = reconstructions(pipeline.vae, originals)
+    pairs = zip(originals.split(SHOWN), samples.split(SHOWN), strict=True)
+    whole = [row for pair in pairs for row in pair if len(row) == SHOWN or count < SHOWN]
+    labels = ["original", "reconstructed"] * (len(whole) // 2)
+    pages = {"samples": sample_grid(torch.cat(whole), len(whole[0]), row_labels=labels)}
+    if isinstance(pipeline.vae, AutoencoderKL):
+        noise = torch.Generator().manual_seed(seed)
+        drawn = pipeline(6 * SHOWN, generator=noise, output_type="pt").images
+        pages["prior"] = sample_grid(drawn * 2 - 1, SHOWN)
+        ends = [(test[n : n + 1], test[n + 1 : n + 2]) for n in range(0, min(2 * WAYS, len(test) - 1), 2)]
+        ways = [
+            pipeline.interpolate(*((rows.pixel_values() + 1) / 2 for rows in pair), SHOWN, "pt").images * 2
+            - 1
+            for pair in ends
+        ]
+        pages["between"] = film_strip(ways)
+    for name, page in pages.items():
+        with atomic_write(folder / f"{name}.png") as temporary:
+            page.save(temporary)
+
+
+def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
+    """Train, measure the latents' scale and the errors, save; returns the results."""
+    set_seed(args.seed)
+    train, test = (
+        generation_rows(recipe.dataset, split, recipe.image_size, recipe.data_folder)[: recipe.rows]
+        for split in ("train", "test")
+    )
+    model = build_model(recipe, train.image_size, train.channels)
+    objective = build_objective(recipe, model, test[:32].pixel_values())
+    name = Path(str(args.output_dir)).name
+    trainer = PhasedTrainer(
+        objective,
+        args,
+        train,
+        PixelCollator(**VIEWS.get(recipe.dataset, {}), seed=args.seed),
+        learning_rates={"discriminator": DISCRIMINATOR_RATE} if objective.discriminator is not None else None,
+        ema_decay=recipe.ema_decay or None,
+        preview_steps=recipe.preview_steps,
+        card=GeneratorCard(name, f"An autoencoder (`{recipe.model}`) of {recipe.dataset}.", recipe.dataset),
+    )
+    objective.adversarial_start = round(ADVERSARIAL_SHARE * trainer.max_steps)
+    trained = trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else None)
+    folder = Path(str(args.output_dir))
+    results: dict[str, Any] = {"model": recipe.model, "dataset": recipe.dataset, "seed": args.seed}
+    results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}
+    results |= {"images_per_second": trained["train_images_per_second"], "train_rows": len(train)}
+    results |= {"weights": sum(weight.numel() for weight in model.parameters()), "test_rows": len(test)}
+    with trainer.averages_applied():
+        chosen = train[:: max(1, len(train) // SCALED_ROWS)]
+        results["scaling_factor"] = measure_scaling_factor(
+            model, DataLoader(chosen, BATCH, collate_fn=PixelCollator())
+        )
+        measured = measure(model, test)
+    trainer.save_model(metrics=measured)
+    with trainer.averages_applied():
+        draw(objective.pipeline(), test, folder, args.seed)
+    results |= measured | {"environment": environment()}
+    write_results(folder / "results.json", results)
+    return results
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Parse flags, run `main`, print the result; returns the exit status."""
+    flags = {"prog": "hf-mm train autoencoder", "allow_abbrev": False}  # a typo is no abbreviation
+    parser = HfArgumentParser((Recipe, TrainingArguments), **flags)
+    parser.set_defaults(**DEFAULTS)
+    kind = parser.parse_known_args(argv)[0].model
+    parser.set_defaults(max_steps=STEPS.get(kind, DEFAULTS["max_steps"]))
+    results = main(*parser.parse_args_into_dataclasses(argv))
+    numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
+    print(markdown_table([{"measure": name, "value": value} for name, value in numbers.items()]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
