@@ -180,7 +180,7 @@ pipe = tiny_pipeline(tiny_vq(seed=1))
 pipe.push_to_hub("versions")
 print(draw(pipe))
 """)
-    old = f"revision='v1', custom_revision='v1', {REMOTE}"
+    old = f"revision='v1', {REMOTE}"
     assert stranger.value(PIPE.format("me/versions", old)) == pixels
     assert stranger.value(PIPE.format("me/versions", REMOTE)) == new != pixels
 

@@ -43,12 +43,12 @@ class RemoteModelMixin:
     def extract_init_dict(cls, config_dict: dict, **kwargs: Any) -> tuple[dict, dict, dict]:
         """What of a saved config is for `__init__`; `auto_map` is not, and diffusers would warn of it."""
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
-        return super().extract_init_dict(config_dict, **kwargs)  # ty: ignore[unresolved-attribute]
+        return super().extract_init_dict(config_dict, **kwargs)  # ty: ignore[missing-attribute]
 
     def save_config(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the config and the code, as the parent's method does with the config alone."""
         _write_code(type(self), Path(save_directory) / f"{_basename(type(self).__module__)}.py")
-        super().save_config(save_directory, push_to_hub, **kwargs)  # ty: ignore[unresolved-attribute]
+        super().save_config(save_directory, push_to_hub, **kwargs)  # ty: ignore[missing-attribute]
 
     def save_pretrained(
         self,
@@ -81,7 +81,7 @@ class RemoteModelMixin:
         if not is_main_process:
             return
         with publishing_folder(fspath(save_directory), push_to_hub, kwargs) as temporary:
-            save = super().save_pretrained  # ty: ignore[unresolved-attribute]
+            save = super().save_pretrained  # ty: ignore[missing-attribute]
             save(str(temporary), variant=variant, max_shard_size=max_shard_size, **kwargs)
 
 
@@ -95,7 +95,7 @@ class RemotePipelineMixin:
 
     def to_json_string(self) -> str:
         """The index of the pipeline, in which components of this package stand by their file."""
-        index = json.loads(super().to_json_string())  # ty: ignore[unresolved-attribute]
+        index = json.loads(super().to_json_string())  # ty: ignore[missing-attribute]
         for name, (module, class_name) in _own_components(index).items():
             index[name] = [_basename(module), class_name]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
@@ -103,13 +103,13 @@ class RemotePipelineMixin:
     def save_config(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the index and the code of the pipeline and of the components saved before."""
         folder = Path(save_directory)
-        index = json.loads(super().to_json_string())  # ty: ignore[unresolved-attribute]
+        index = json.loads(super().to_json_string())  # ty: ignore[missing-attribute]
         for name, (module, class_name) in _own_components(index).items():
             if (folder / name).is_dir():
                 cls = getattr(sys.modules[module], class_name)
                 _write_code(cls, folder / name / f"{_basename(module)}.py")
         _write_code(type(self), folder / "pipeline.py")
-        super().save_config(save_directory, push_to_hub, **kwargs)  # ty: ignore[unresolved-attribute]
+        super().save_config(save_directory, push_to_hub, **kwargs)  # ty: ignore[missing-attribute]
 
     def save_pretrained(
         self,
@@ -136,7 +136,7 @@ class RemotePipelineMixin:
         """
         _refuse_pickles(safe_serialization)
         with publishing_folder(fspath(save_directory), push_to_hub, kwargs) as temporary:
-            save = super().save_pretrained  # ty: ignore[unresolved-attribute]
+            save = super().save_pretrained  # ty: ignore[missing-attribute]
             save(str(temporary), variant=variant, max_shard_size=max_shard_size, **kwargs)
 
 
