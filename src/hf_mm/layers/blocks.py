@@ -12,6 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .attention import Attention
+from .onednn_linear import OneDNNLinear
 
 __all__ = ["MLP", "PreNormBlock"]
 
@@ -31,9 +32,9 @@ class MLP(nn.Module):
         super().__init__()
         width = config.hidden_size if hidden_size is None else hidden_size
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
-        self.fc1 = nn.Linear(width, inner)
+        self.fc1 = OneDNNLinear(width, inner)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(inner, width)
+        self.fc2 = OneDNNLinear(inner, width)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(hidden_states)))

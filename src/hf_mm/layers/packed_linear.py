@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .onednn_linear import OneDNNLinear, has_onednn_linear
+
 __all__ = ["PackedLinear", "pack_for_inference", "unpack_for_training"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
+LINEAR = (nn.Linear, OneDNNLinear)
 PACKABLE = (torch.float32, torch.bfloat16)
 GELU_OF_TYPE = {type(ACT2FN["gelu"]): "none", type(ACT2FN["gelu_pytorch_tanh"]): "tanh"}
 # Children of modules whose forward is an activation right after this linear layer.
@@ -36,7 +39,7 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, gelu: str | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.dtype, self.gelu = linear.weight.dtype, gelu
+        self.dtype, self.gelu, self.kind = linear.weight.dtype, gelu, type(linear)
         bias = linear.bias
         self.trainable = (linear.weight.requires_grad, bias is not None and bias.requires_grad)
         # Neither parameters nor buffers: nothing outside can read, move or save this layout.
@@ -69,8 +72,8 @@ class PackedLinear(nn.Module):
         )
 
     def unpacked(self) -> nn.Linear:
-        """The `nn.Linear` that was packed, bit for bit, without the activation."""
-        linear = nn.Linear(self.in_features, self.out_features, self.packed_bias is not None, "meta")
+        """The layer that was packed, bit for bit, without the activation."""
+        linear = self.kind(self.in_features, self.out_features, self.packed_bias is not None, "meta")
         linear.weight = nn.Parameter(self.packed_weight.to_dense(), self.trainable[0])
         if self.packed_bias is not None:
             linear.bias = nn.Parameter(self.packed_bias.clone(), self.trainable[1])
@@ -129,7 +132,10 @@ def pack_for_inference(model: Model) -> Model:
         (parent, name, child)
         for parent in list(model.modules())
         for name, child in parent._modules.items()  # with those that stand there twice
-        if type(child) is nn.Linear and uses[id(child.weight)] == 1 and not _has_hooks(child)
+        if isinstance(child, nn.Linear)
+        and type(child) in LINEAR
+        and uses[id(child.weight)] == 1
+        and not _has_hooks(child)
     ]
     if not found:
         raise ValueError(f"{type(model).__name__} has no `nn.Linear` below it that can be packed.")
@@ -179,7 +185,7 @@ class _Fused(nn.Module):
 
 
 def _check_packable(model: nn.Module) -> None:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not has_onednn_linear():
         raise RuntimeError(
             "This build of PyTorch has no oneDNN kernels to pack weights for; leave `pack_for_inference` "
             "out, or install the CPU build of PyTorch for x86."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from ...layers.onednn_linear import OneDNNLinear
 from .configuration_region_bert import MMRegionBertConfig
 from .layout_region_bert import RegionBertLayout, RegionPlaces
 from .locations_region_bert import locations_of
@@ -55,7 +56,7 @@ class RegionEmbeddings(nn.Module):
         located = config.region_location_size > 0 and not together
         features = config.region_feature_size + (config.region_location_size if together else 0)
         self.input_dropout = nn.Dropout(config.region_input_dropout)
-        self.feature_projection = nn.Linear(features, width)
+        self.feature_projection = OneDNNLinear(features, width)
         act = config.region_projection_act
         self.act = nn.Identity() if act is None else ACT2FN[act]
         self.location_projection = nn.Linear(config.region_location_size, width) if located else None

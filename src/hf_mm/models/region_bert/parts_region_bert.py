@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.activations import ACT2FN
 
+from ...layers.onednn_linear import OneDNNLinear
 from .configuration_region_bert import MMRegionBertConfig
 
 __all__ = [
@@ -30,7 +31,7 @@ class RegionBertTransform(nn.Module):
 
     def __init__(self, config: MMRegionBertConfig, width: int, has_norm: bool = True) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = OneDNNLinear(width, width)
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if has_norm else nn.Identity()
 
@@ -99,4 +100,4 @@ def region_bert_classifier(
 def region_bert_mlp(config: MMRegionBertConfig, width: int, hidden: int, classes: int) -> nn.Sequential:
     """Dense layer, gelu, norm, dense layer: what LXMERT, ViLBERT and UNITER answer with."""
     norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), norm, nn.Linear(hidden, classes))
+    return nn.Sequential(OneDNNLinear(width, hidden), nn.GELU(), norm, nn.Linear(hidden, classes))
