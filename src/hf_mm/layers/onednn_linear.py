@@ -61,7 +61,7 @@ class _Product(torch.autograd.Function):
         return _onednn(tokens, weight, bias)
 
     @staticmethod
-    def backward(  # ty: ignore[invalid-method-override]
+    def backward(  # ty: ignore[incompatible-method-override]
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         tokens, weight = ctx.saved_tensors
