@@ -52,7 +52,7 @@ def llama(vocabulary=VOCABULARY, seed=0):
     torch.manual_seed(seed)
     positions = vocabulary.prompt_length + LENGTH
     config = LlamaConfig(vocab_size=vocabulary.size, max_position_embeddings=positions, **WIDTHS)
-    config.bos_token_id = config.eos_token_id = None
+    config.bos_token_id = config.eos_token_id = None  # `generate` would stop at a code
     return sharpened(LlamaForCausalLM(config))
 
 
@@ -60,6 +60,7 @@ def bert(vocabulary=VOCABULARY, seed=0):
     torch.manual_seed(seed)
     positions = vocabulary.prompt_length + LENGTH
     config = BertConfig(vocab_size=vocabulary.size + 1, max_position_embeddings=positions, **WIDTHS)
+    config.pad_token_id = None
     return sharpened(BertForMaskedLM(config))
 
 

@@ -200,6 +200,11 @@ def _check_transformer(transformer: Any, vocabulary: CodeVocabulary, length: int
             f"{vocabulary.num_classes} classes, the empty condition, {vocabulary.num_words} words"
             f"{' and the mask' * has_mask} are {wanted} tokens; build it for these."
         )
+    if config.pad_token_id is not None and config.pad_token_id < vocabulary.size:
+        raise ValueError(
+            f"The transformer has `pad_token_id`={config.pad_token_id}, a token of pictures here, whose "
+            "embedding would then not be learnt; build it with `pad_token_id=None`."
+        )
     tokens = vocabulary.prompt_length + length
     if config.max_position_embeddings < tokens:
         raise ValueError(
