@@ -48,7 +48,7 @@ def test_at_the_same_distance_the_first_code_counts():
 
 def test_searching_in_parts_finds_the_same_codes(vectors, codes, monkeypatch):
     whole = nearest_codes(vectors, codes)
-    monkeypatch.setattr(quantisation, "MOST_DISTANCES", 7 * len(codes))
+    monkeypatch.setattr(quantisation, "CACHED_DISTANCES", 7 * len(codes))
     assert_close(nearest_codes(vectors, codes), whole)
 
 

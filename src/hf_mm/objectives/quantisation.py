@@ -29,7 +29,8 @@ __all__ = [
     "sum_over_processes",
 ]
 
-MOST_DISTANCES = 2**24  # held at a time: 64 MiB in float32
+# Distances held at a time: on a CPU what its caches hold, which made the search twice as fast; else 256 MiB.
+CACHED_DISTANCES, MOST_DISTANCES = 2**20, 2**26
 FINITE_SCALAR_EPS = 1e-3  # the outermost levels are reached at finite features
 
 
@@ -49,7 +50,8 @@ def nearest_codes(vectors: Tensor, codes: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
         vectors, codes = vectors.float(), codes.float()
         squares = codes.square().sum(dim=1)  # (K,)
-        rows = max(1, MOST_DISTANCES // len(codes))
+        most = CACHED_DISTANCES if vectors.device.type == "cpu" else MOST_DISTANCES
+        rows = max(1, most // len(codes))
         parts = [
             torch.addmm(squares, part, codes.T, alpha=-2).argmin(dim=1)  # (rows, K) to (rows,)
             for part in vectors.split(rows)
