@@ -38,11 +38,13 @@ from hf_mm import (
     codebook_usage,
     efficientnet_lite0,
     environment,
+    feature_net,
     film_strip,
     generation_rows,
     markdown_table,
     measure_scaling_factor,
     psnr,
+    reconstruction_report,
     sample_grid,
     write_results,
 )
@@ -78,8 +80,12 @@ class Recipe:
         },
     )
     ema_decay: float = field(default=0.995, metadata={"help": "Of the averaged weights, which are saved."})
-    preview_steps: int = field(
-        default=500, metadata={"help": "Steps between two previews; 0: one at the end."}
+    feature_net: str = field(
+        default="efficientnet-lite0@64",
+        metadata={
+            "help": "Network of the Frechet distance of reconstructions: none, efficientnet-lite0@PX, or a "
+            "classifier."
+        },
     )
     rows: int | None = field(
         default=None, metadata={"help": "Pictures to learn from, and to be measured on; by default all."}
@@ -123,6 +129,7 @@ VIEWS = {
 LITE_LAYERS, LITE_PX = ("blocks.0", "blocks.2", "blocks.4"), 64
 SCALED_ROWS = 10_000  # whose latents are measured
 BATCH = 250  # of measuring
+PREVIEW_STEPS = 500
 SHOWN = 10  # columns of the pictures
 WAYS = 4  # between two pictures
 
@@ -199,53 +206,67 @@ def build_objective(recipe: Recipe, model: Any, preview_images: Tensor) -> Autoe
 
 
 @torch.no_grad()
-def reconstructions(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """Pictures (N, C, S, S) in [-1, 1] as they come back, and what their latents say."""
-    samples, indices, nats = [], [], []
+def reconstructions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures (N, C, S, S) in [-1, 1] as they come back; their codes; the nats of their latents (N,)."""
+    samples, codes, nats = [], [torch.empty(0, dtype=torch.long)], [torch.empty(0)]
     for part in pixels.split(BATCH):
         part = part.to(model.device)
         if isinstance(model, AutoencoderKL):
             posterior = model.encode(part).latent_dist
-            latents = posterior.mode()
-            nats.append(posterior.kl())
-            sample = model.decode(latents).sample
+            sample = model.decode(posterior.mode()).sample
+            nats.append(posterior.kl().cpu())
         elif isinstance(model, VQModel):
-            latents, _, (_, _, chosen) = model.quantize(model.encode(part).latents)
-            indices.append(chosen)
+            latents, _, (_, _, indices) = model.quantize(model.encode(part).latents)
             sample = model.decode(latents, force_not_quantize=True).sample
+            codes.append(indices.cpu())
         else:
             out = model(part)
-            indices.append(out.indices)
             sample = out.sample
+            codes.append(out.indices.flatten().cpu())
         samples.append(sample.clamp(-1, 1).cpu())
-    found: dict[str, Any] = {}
-    if nats:
-        found["kl_nats"] = torch.cat(nats).mean().item()
-    if indices:
-        codes = model.config["num_vq_embeddings"] if isinstance(model, VQModel) else model.num_codes
-        usage = codebook_usage(torch.cat([part.flatten() for part in indices]), codes)
-        found |= {"perplexity": usage.perplexity, "used_codes": usage.used_codes, "codes": codes}
-    return torch.cat(samples), found
+    return torch.cat(samples), torch.cat(codes), torch.cat(nats)
 
 
-def measure(model: Any, test: PixelRows) -> dict[str, Any]:
-    """Errors on pictures that were not learnt from; pixels are in [-1, 1]."""
+def measure(model: Any, train: PixelRows, test: PixelRows, net: str, seed: int) -> dict[str, Any]:
+    """Errors on pictures that were not learnt from; pixels are in [-1, 1].
+
+    `rFD_of_real_pictures` is what as many training pictures score: the distance of a perfect generator.
+    """
     pixels = test.pixel_values()
-    samples, found = reconstructions(model, pixels)
-    errors = {
+    samples, codes, nats = reconstructions(model, pixels)
+    mean = train[:: max(1, len(train) // SCALED_ROWS)].pixel_values().mean(0)
+    found: dict[str, Any] = {
         "mse": (samples - pixels).square().mean().item(),
         "mae": (samples - pixels).abs().mean().item(),
         "psnr": psnr(samples, pixels).mean().item(),
+        "mse_of_the_mean_picture": (pixels - mean).square().mean().item(),
     }
-    mean = pixels.mean(0, keepdim=True)
-    return errors | found | {"mse_of_the_mean_picture": (pixels - mean).square().mean().item()}
+    if len(nats):
+        found["kl_nats"] = nats.mean().item()
+    if len(codes):
+        size = model.config["num_vq_embeddings"] if isinstance(model, VQModel) else model.num_codes
+        usage = codebook_usage(codes, size)
+        found |= {"perplexity": usage.perplexity, "used_codes": usage.used_codes, "codes": size}
+    if net == "none":
+        return found
+    draw = torch.Generator().manual_seed(seed)
+    stand_ins = train[torch.randperm(len(train), generator=draw)[: len(test)]].pixels
+    count = len(stand_ins)  # of each
+    report = reconstruction_report(
+        samples[:count], originals=pixels[:count], train=stand_ins, net=feature_net(net), seed=seed
+    )
+    for name in report["measures"].keys() & {"rFD", "rFID"}:  # none where there are too few pictures
+        entry = report["measures"][name]
+        found |= {name: entry["value"], f"{name}_std": entry["std"]}
+        found[f"{name}_of_real_pictures"] = entry["floor"]
+    return found | {"feature_net": net, "rFD_pictures": count}
 
 
 def draw(pipeline: AutoencoderPipeline, test: PixelRows, folder: Path, seed: int) -> None:
     """The pictures that go beside the results."""
     count = min(3 * SHOWN, len(test))
     originals = test[:count].pixel_values()
-    samples, _ = reconstructions(pipeline.vae, originals)
+    samples = reconstructions(pipeline.vae, originals)[0]
     pairs = zip(originals.split(SHOWN), samples.split(SHOWN), strict=True)
     whole = [row for pair in pairs for row in pair if len(row) == SHOWN or count < SHOWN]
     labels = ["original", "reconstructed"] * (len(whole) // 2)
@@ -283,7 +304,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         PixelCollator(**VIEWS.get(recipe.dataset, {}), seed=args.seed),
         learning_rates={"discriminator": DISCRIMINATOR_RATE} if objective.discriminator is not None else None,
         ema_decay=recipe.ema_decay or None,
-        preview_steps=recipe.preview_steps,
+        preview_steps=PREVIEW_STEPS,
         card=GeneratorCard(name, f"An autoencoder (`{recipe.model}`) of {recipe.dataset}.", recipe.dataset),
     )
     objective.adversarial_start = round(ADVERSARIAL_SHARE * trainer.max_steps)
@@ -298,7 +319,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         results["scaling_factor"] = measure_scaling_factor(
             model, DataLoader(chosen, BATCH, collate_fn=PixelCollator())
         )
-        measured = measure(model, test)
+        measured = measure(model, train, test, recipe.feature_net, args.seed)
     trainer.save_model(metrics=measured)
     with trainer.averages_applied():
         draw(objective.pipeline(), test, folder, args.seed)
