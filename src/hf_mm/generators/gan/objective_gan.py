@@ -196,7 +196,7 @@ class GANObjective(PhasedObjective):
         self._logs_below += 1
         if self._logs_below >= self.patience:
             raise DivergedError(
-                f"The generator collapsed: at step {self.step} its pictures have {found:.2g} of the "
+                f"The generator collapsed: its pictures have {found:.2g} of the "
                 f"variance of real ones, below `least_diversity`={self.least_diversity} for {self.patience} "
                 "logs in a row. Raise `gamma`, lower the learning rate, or use larger batches."
             )

@@ -31,7 +31,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
     """One step from noise to a picture.
 
         pipe = DiffusionPipeline.from_pretrained("me/my-gan")
-        pipe(class_labels=["sneaker", "bag"], num_images=4, seed=0).images
+        pipe(class_labels=["sneaker", "bag"], num_images_per_prompt=4, seed=0).images
         make_image_grid(pipe.interpolate(seeds=[0, 1], class_labels="bag").images, rows=1, cols=9)
 
     Args:
@@ -58,7 +58,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         self,
         class_labels: int | str | Sequence[int | str] | None = None,
         prompt: str | Sequence[str] | None = None,
-        num_images: int = 1,
+        num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -73,7 +73,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             class_labels: Ids or names, for a generator with classes; by default one is drawn for each
                 picture.
             prompt: Texts, for a generator that is asked by them.
-            num_images: How many of each class or text, or of all without; they come one after the other.
+            num_images_per_prompt: How many of each class or text, one after the other; or of all without.
             seed: Of each picture, or of the first, the next ones having the next numbers. A picture depends
                 on its own seed and condition, not on what else is drawn.
             generator: Source of the noise instead of `seed`: one for all, or one for each picture.
@@ -91,13 +91,16 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         """
         _check_output(output_type)
         given = _as_list(class_labels) or _as_list(prompt) or [None]
-        count = num_images * len(given)
-        if num_images < 1 or chunk_size < 1:
-            raise ValueError(f"`num_images`={num_images} and `chunk_size`={chunk_size} must be at least 1.")
+        count = num_images_per_prompt * len(given)
+        if num_images_per_prompt < 1 or chunk_size < 1:
+            raise ValueError(
+                f"`num_images_per_prompt`={num_images_per_prompt} and `chunk_size`={chunk_size} must be at "
+                "least 1."
+            )
         noise, drawn = self._noise(_noise_sources(count, seed, generator), truncation)
         if latents is not None:
             noise = self._checked(latents, count)
-        condition = self._condition(class_labels, prompt, drawn, num_images)
+        condition = self._condition(class_labels, prompt, drawn, num_images_per_prompt)
         return self._draw(noise, condition, chunk_size, output_type, return_dict)
 
     @torch.no_grad()
@@ -173,7 +176,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         class_labels: int | str | Sequence[int | str] | None,
         prompt: str | Sequence[str] | None,
         drawn: list[int],
-        num_images: int,
+        num_images_per_prompt: int,
     ) -> Tensor | None:
         """(B, K) vectors of what was asked for, or else of the classes drawn; `None` where none are taken."""
         config, device = self.generator.config, self._execution_device
@@ -186,7 +189,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         if by_class:
             ids = drawn if class_labels is None else self._class_ids(_as_list(class_labels))
             vectors = self.generator.condition(class_labels=torch.tensor(ids, device=device))
-            return vectors if class_labels is None else vectors.repeat_interleave(num_images, 0)
+            return vectors if class_labels is None else vectors.repeat_interleave(num_images_per_prompt, 0)
         if not by_text:
             return None
         if prompt is None:
@@ -195,7 +198,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         words = {name: value.to(device) for name, value in words.items()}
         if self.text_encoder is not None:
             words = {"text_embeds": pooled_text(self.text_encoder, **words)}
-        return self.generator.condition(**words).repeat_interleave(num_images, 0)
+        return self.generator.condition(**words).repeat_interleave(num_images_per_prompt, 0)
 
     def _class_ids(self, class_labels: Sequence[int | str]) -> list[int]:
         """Ids of classes given by id or name."""
