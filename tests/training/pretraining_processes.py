@@ -14,16 +14,23 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from models import region_bert_tiny
+from models import region_bert_tiny, regions_tiny_rows
 from models.vilt_tiny import images, scrambled, texts, tiny_config
 from pair_runs import Recorder
 from torch.multiprocessing import start_processes
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainingArguments
 
-from hf_mm import MMRegionBertForPreTraining, MMViltForPreTraining, MultitaskTrainer, pretraining_items
+from hf_mm import (
+    MMRegionBertForPreTraining,
+    MMRegionProcessor,
+    MMViltForPreTraining,
+    MultitaskTrainer,
+    RegionPretrainingCollator,
+    pretraining_items,
+)
 
-__all__ = ["CASES", "LIMIT_S", "case_run"]
+__all__ = ["CASES", "DRAWN", "LIMIT_S", "case_run", "drawn_collator", "drawn_rows"]
 
 LIMIT_S = 120
 ROWS = 8
@@ -45,7 +52,11 @@ CASES = {
     "uniter accumulated": ACCUMULATED,
     "vilbert": {},
     "oscar": {},
+    "drawn": {},
+    "drawn accumulated": ACCUMULATED,
 }
+DRAWN = {"mlm": 1.0, "itm": 0.5, "wra": 0.1, "mrfr": 2.0, "mrc_kl": 0.7}
+CAPTIONS = ("a red dog", "blue dog", "a cat", "red cats", "is it blue ?", "it is a dog", "a dog", "blue cats")
 REGION_TASKS = {
     "lxmert": ("mlm", "itm", "object", "attribute", "smooth", "answer"),
     "uniter": ("mlm", "itm", "wra", "mrfr", "mrc", "mrc_kl"),
@@ -180,10 +191,44 @@ def collate_but(rows, others):
     }
 
 
+def drawn_model():
+    """Of the tasks from which one is drawn for each batch."""
+    regions = {
+        "region_feature_size": regions_tiny_rows.WIDTH,
+        "num_region_classes": regions_tiny_rows.CLASSES,
+    }
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4}
+    config = region_bert_tiny.tiny_config("uniter", task_weights=DRAWN, **regions, **ids)
+    return scrambled(MMRegionBertForPreTraining(config)).train()
+
+
+def drawn_rows():
+    """Captions and what a detector found."""
+    return [
+        {"caption": caption, "regions": regions_tiny_rows.regions(2 + number % 4, seed=number)}
+        for number, caption in enumerate(CAPTIONS)
+    ]
+
+
+def drawn_collator():
+    """One task for each batch of each process, by the seed and the captions."""
+    processor = MMRegionProcessor(regions_tiny_rows.tokenizer())
+    return RegionPretrainingCollator(processor, DRAWN, "draw", mismatch_share=0.9, seed=1)
+
+
+def parts_of(kind):
+    """Model, rows, collator, how items are counted, and whether a process may have no use for a weight."""
+    if kind == "vilt":
+        return vilt_model(), vilt_rows(), vilt_collate, pretraining_items, False
+    if kind == "drawn":
+        collate = drawn_collator()
+        return drawn_model(), drawn_rows(), collate, collate.count_items, True
+    return region_model(kind), region_rows(kind), region_collate, pretraining_items, False
+
+
 def case_run(name, folder, size=2, **changes):
     """Losses and gradients of two steps of a case; `size` rows at a time."""
-    kind = name.split()[0]
-    vilt = kind == "vilt"
+    model, rows, collate, count_items, unused = parts_of(name.split()[0])
     recorder = Recorder()
     settings = {
         "per_device_train_batch_size": size,
@@ -194,7 +239,7 @@ def case_run(name, folder, size=2, **changes):
         "max_grad_norm": 0.0,
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,  # every weight must take part in every process
+        "ddp_find_unused_parameters": unused,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -202,18 +247,19 @@ def case_run(name, folder, size=2, **changes):
         "logging_steps": 1,
     }
     run = MultitaskTrainer(
-        vilt_model() if vilt else region_model(kind),
+        model,
         TrainingArguments(folder, **(settings | CASES[name] | changes)),
-        data_collator=vilt_collate if vilt else region_collate,
-        train_dataset=vilt_rows() if vilt else region_rows(kind),
+        data_collator=collate,
+        train_dataset=rows,
         callbacks=[recorder],
-        count_items=pretraining_items,
+        count_items=count_items,
     )
     run.train()
     logged = [entry for entry in run.state.log_history if "loss" in entry]
-    names = sorted(name for name in logged[0] if name.endswith("loss"))
     return {
-        "losses": [{name: entry[name] for name in names} for entry in logged],
+        "losses": [
+            {name: entry[name] for name in sorted(entry) if name.endswith("loss")} for entry in logged
+        ],
         "gradients": recorder.steps,
     }
 

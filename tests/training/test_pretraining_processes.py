@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining_processes import CASES, LIMIT_S, case_run
+from pretraining_processes import CASES, LIMIT_S, case_run, drawn_collator, drawn_rows
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.slow
@@ -27,8 +27,10 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_processes_together_are_one_with_all_rows(results, name, tmp_path):
     """Each task is divided by its own items of all processes, though one of them has none of some."""
-    size = 2 * 2 * CASES[name].get("gradient_accumulation_steps", 1)
-    expected = case_run(name, tmp_path, size, gradient_accumulation_steps=1)
+    batches = 2 * CASES[name].get("gradient_accumulation_steps", 1)
+    # A task is drawn for each batch: there one process takes the same batches one after the other.
+    size, steps = (2, batches) if name.startswith("drawn") else (2 * batches, 1)
+    expected = case_run(name, tmp_path, size, gradient_accumulation_steps=steps)
     for found in results:
         assert len(found[name]["gradients"]) == len(expected["gradients"]) == 2
         for step, gradients in zip(found[name]["gradients"], expected["gradients"], strict=True):
@@ -38,3 +40,11 @@ def test_processes_together_are_one_with_all_rows(results, name, tmp_path):
     for step, losses in zip(results[0][name]["losses"], expected["losses"], strict=True):
         assert len(losses) > 2
         assert step == pytest.approx(losses, rel=1e-4, abs=2e-4)  # as they are logged: four decimals
+
+
+def test_the_processes_of_these_runs_draw_different_tasks_for_the_same_step():
+    collate, rows = drawn_collator(), drawn_rows()
+    tasks = [collate(rows[place : place + 2])["tasks"] for place in range(0, 8, 2)]
+    assert tasks[0] != tasks[1]
+    assert tasks[2] != tasks[3]
+    assert ["itm", "wra"] in tasks
