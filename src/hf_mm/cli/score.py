@@ -49,10 +49,17 @@ def main(argv: Sequence[str]) -> int:
         )
     test = test[slice(len(samples))]
     known, real, made = (net(x, args.batch_size, progress=True) for x in (train.pixels, test.pixels, samples))
-    classes = {}
-    if asked == "classes" and made.logits is not None and test.labels is not None:
-        classes = {"labels": test.labels, "test_labels": test.labels}
-    report = generation_report(made, test=real, train=known, net=net, k=args.k, seed=args.seed, **classes)
+    classes = test.labels if asked == "classes" and made.logits is not None else None
+    report = generation_report(
+        made,
+        test=real,
+        train=known,
+        net=net,
+        labels=classes,
+        test_labels=classes,
+        k=args.k,
+        seed=args.seed,
+    )
     about = {"model": args.model, "dataset": args.dataset, "asked": asked, "seed": args.seed}
     out = Path(args.out)
     write_results(out / "results.json", {**about, **report, "environment": environment()})

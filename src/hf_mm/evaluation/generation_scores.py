@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..objectives.quantisation import code_perplexity
+
 __all__ = [
     "ClassAccuracy",
     "CodebookUsage",
@@ -121,11 +123,9 @@ def codebook_usage(indices: Tensor, num_codes: int) -> CodebookUsage:
             f"`indices` run from {least} to {most}, the codebook from 0 to {num_codes - 1} (`num_codes`="
             f"{num_codes}); count the codes of the autoencoder that made them."
         )
-    counts = torch.bincount(indices.flatten().long(), minlength=num_codes).double()
-    shares = counts / counts.sum()
+    counts = torch.bincount(indices.flatten().long(), minlength=num_codes)  # (codes,)
     used = int((counts > 0).sum())
-    entropy = -(shares * shares.clamp(min=torch.finfo(shares.dtype).tiny).log()).sum()
-    return CodebookUsage(entropy.exp().item(), used, used / num_codes)
+    return CodebookUsage(code_perplexity(counts).item(), used, used / num_codes)
 
 
 def bits_per_dimension(nats: Tensor, dimensions: int, level_width: float = 1.0) -> float:
