@@ -332,14 +332,28 @@ def test_a_training_step_never_waits_for_numbers(name):
 @pytest.mark.parametrize("name", WITH_CODEBOOK)
 def test_stock_vq_model_loads_the_folder(name, tmp_path):
     model = build(name)
-    if name == "plain-l2":
-        model.quantize.embedding.weight.data.mul_(torch.rand(16, 1) + 1)  # lengths that training leaves
+    if "l2" in name:  # lengths that training leaves, or an average of weights
+        model.quantize.embedding.weight.data.mul_(torch.rand(16, 1) + 1)
     before = model.quantize.embedding.weight.detach().clone()
     model.save_pretrained(tmp_path)
     assert_close(model.quantize.embedding.weight, before, rtol=0, atol=0)
     theirs, report = VQModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert_close(theirs(pictures()).sample, model(pictures()).sample, rtol=1e-5, atol=1e-5)
+    again = MMVQAutoencoder.from_pretrained(tmp_path)
+    assert_close(again(pictures()).sample, model(pictures()).sample, rtol=0, atol=0)
+
+
+def test_codes_of_length_1_have_the_gradient_of_their_direction():
+    model, z = build("plain-l2"), torch.randn(2, 4, 3, 3)
+    book = model.quantize.embedding.weight
+    codes = model.quantize(z)
+    codes.codebook_loss.backward()
+    again = book.detach().clone().requires_grad_()
+    chosen = torch.nn.functional.normalize(again, dim=1)[codes.indices].movedim(-1, 1)
+    (chosen - torch.nn.functional.normalize(z, dim=1)).square().mean().backward()
+    assert_close(book.grad, again.grad)
+    assert_close((book.grad * book).sum(dim=1), torch.zeros(16), rtol=0, atol=1e-7)
 
 
 def test_a_folder_of_stock_vq_model_loads_here_with_a_plain_codebook(tmp_path):
@@ -388,6 +402,11 @@ def test_a_stock_vq_model_with_spatial_norms_is_refused(tmp_path):
 def test_pictures_of_another_shape_are_named(shape, words):
     with pytest.raises(ValueError, match=words):
         build()(torch.zeros(shape))
+
+
+def test_pictures_of_bytes_are_named():
+    with pytest.raises(TypeError, match=r"floating point numbers in \[-1, 1\], got torch.uint8"):
+        build()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
 
         Raises:
             ValueError: Pictures of other channels, or of a size that is no multiple of `downscale`.
+            TypeError: They are whole numbers.
         """
         self._check_pictures(x)
         return self.quantize(self.quant_conv(self.encoder(x)))
@@ -236,7 +237,7 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
             **kwargs: By name.
         """
         quantiser = self.quantize
-        if type(quantiser) is not CodebookQuantiser or not quantiser.l2_normalized:
+        if not isinstance(quantiser, CodebookQuantiser) or not quantiser.l2_normalized:
             super().save_pretrained(save_directory, *args, **kwargs)
             return
         table = quantiser.embedding.weight
@@ -317,6 +318,8 @@ class MMVQAutoencoder(RemoteModelMixin, ModelMixin, ConfigMixin):
         )
 
     def _check_pictures(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"Pictures must be floating point numbers in [-1, 1], got {x.dtype}.")
         channels = self.config["in_channels"]
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"Pictures must be (batch, {channels}, height, width), got {tuple(x.shape)}.")

@@ -37,6 +37,7 @@ from ...objectives.quantisation import (
 
 __all__ = ["CodebookQuantiser", "FiniteScalarQuantiser", "MMVQEncoderOutput", "MovingAverageQuantiser"]
 
+LENGTH_TOLERANCE = 1e-5
 LEAST_COUNT = 1e-5  # with less than this a code has no average of its own and stays where it is
 
 
@@ -98,7 +99,12 @@ class CodebookQuantiser(nn.Module):
     def codes(self) -> Tensor:
         """(K, D) the codes as they are used, in float32."""
         codes = self.embedding.weight.float()
-        return normalize(codes, dim=1) if self.l2_normalized else codes
+        if not self.l2_normalized:
+            return codes
+        units = normalize(codes, dim=1)
+        # Normalised once more, codes would change in the last bit: saved at length 1, they are used as saved.
+        at_length_1 = (codes.norm(dim=1, keepdim=True) - 1).abs() < LENGTH_TOLERANCE
+        return straight_through(units, torch.where(at_length_1, codes, units))
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(B, h, w) indices to (B, D, h, w) codes in the dtype of the codebook."""
@@ -156,7 +162,8 @@ class MovingAverageQuantiser(CodebookQuantiser):
     """The nearest of K codes, each the moving average of the vectors that chose it.
 
     The codebook learns in training mode with gradients enabled, and never else: a forward pass for a
-    discriminator belongs under `no_grad`, so that a batch counts once. It starts as the k-means of the first
+    discriminator belongs under `no_grad`, so that a batch counts once. Each part of a step with accumulated
+    gradients counts as a batch. It starts as the k-means of the first
     batch; later, codes that hardly any vector chooses start again at vectors of the batch. All processes see
     the sums over all of them, and draw from torch's generator, so that the codebook is the same everywhere.
 
