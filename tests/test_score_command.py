@@ -82,10 +82,11 @@ def test_pipelines_are_asked_for_as_many_pictures_by_the_name_they_have_for_it(k
     else:
         pipeline = raster_pipeline()
     pipeline.save_pretrained(tmp_path / "model")
-    options = ("--ask", "nothing", "--limit", "14", "--batch_size", "7")
+    options = ("--ask", "nothing", "--limit", "14", "--train_limit", "50", "--batch_size", "7")
     assert run(tmp_path / "model", tmp_path / "out", net, *options) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (results["pictures"], results["asked"]) == (14, "nothing")
+    assert results["training_pictures"] == 50
     assert "class accuracy" not in results["measures"]
 
 

@@ -38,9 +38,7 @@ def main(argv: Sequence[str]) -> int:
     net = feature_net(args.net, device)
     options = {"image_size": args.image_size, "folder": args.data_folder, "channels": args.channels}
     train, test = (generation_rows(args.dataset, split, **options) for split in ("train", "test"))
-    if args.limit is not None and args.limit < len(test):
-        draw = torch.Generator().manual_seed(args.seed)
-        test = test[torch.randperm(len(test), generator=draw)[: args.limit]]
+    train, test = _some(train, args.train_limit, args.seed), _some(test, args.limit, args.seed)
     samples, asked = _samples(args, test, device)
     if samples.shape[1:] != test.pixels.shape[1:]:
         raise ValueError(
@@ -85,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         help="ask a pipeline for the classes or texts of the test pictures; by default what both have",
     )
     parser.add_argument("--limit", type=int, help="compare so many test pictures, drawn at random")
+    parser.add_argument(
+        "--train_limit", type=int, help="search so many training pictures for copies, at random, not all"
+    )
     parser.add_argument("--image_size", type=int, help="in pixels, by default as the data set has them")
     parser.add_argument("--channels", type=int, default=3, choices=(1, 3), help="of pictures of your own")
     parser.add_argument("--data_folder", help="where the files of fashion-mnist or openmoji are")
@@ -92,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--k", type=int, default=5, help="neighbour that the balls of coverage reach to")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def _some(rows: "PixelRows", count: int | None, seed: int) -> "PixelRows":
+    """As many as asked for, drawn at random, the same for the same seed."""
+    import torch
+
+    if count is None or count >= len(rows):
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def _samples(args: argparse.Namespace, test: "PixelRows", device: str) -> tuple["Tensor", str]:
