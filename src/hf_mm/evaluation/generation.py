@@ -81,13 +81,14 @@ def generation_report(
     _check_labels(labels, test_labels, count)
     made, real, known = (_features(part, net, batch_size, progress) for part in (samples, test, train))
     stand_ins, halves = _draw(known, count, seed)
+    accuracy = {}
+    if labels is not None and test_labels is not None:
+        accuracy["class accuracy"] = _accuracy(net, made, labels, real, test_labels, halves)
     measures = _distances_and_manifolds(net, real.features, made.features, stand_ins, halves, k)
     kernels = [kernel_distance(real.features, x, kernel_subsets) for x in (made.features, stand_ins)]
     measures[net.kernel] = _entry(net.kernel, kernels[0].mean, kernels[0].std, kernels[1].mean)
     measures["nearest training distance"] = _copies(made, real, known, halves)
-    if labels is not None and test_labels is not None:
-        measures["class accuracy"] = _accuracy(net, made, labels, real, test_labels, halves)
-    return _report(net, real, known, measures, net.frechet) | {"k": k}
+    return _report(net, real, known, measures | accuracy, net.frechet) | {"k": k}
 
 
 def reconstruction_report(
