@@ -40,7 +40,7 @@ def classifier(tmp_path):
     return place
 
 
-@pytest.mark.parametrize("model", ["vae", "vq", "fsq", "diffusers-vq"])
+@pytest.mark.parametrize("model", ["vae", "vq", "vq-plain", "fsq", "diffusers-vq"])
 def test_each_kind_trains_and_is_measured_on_the_test_split(tmp_path, model):
     results = train(tmp_path, model)
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -120,7 +120,9 @@ def test_the_command_prints_what_it_measured(tmp_path, capsys):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="`model`='gan' must be one of vae, vq, fsq, vqgan, diffusers-vq"):
+    with pytest.raises(
+        ValueError, match="`model`='gan' must be one of vae, vq, fsq, vq-plain, vqgan, diffusers-vq"
+    ):
         autoencoder.build_model(autoencoder.Recipe("gan"), 8, 1)
     for downscale in (3, 16, 256):
         with pytest.raises(ValueError, match=f"`downscale`={downscale} must be a power of 2 up to 64"):

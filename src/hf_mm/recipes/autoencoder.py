@@ -5,9 +5,10 @@
 
 `--model` is `vae` (diffusers' AutoencoderKL; the latents of a whole picture are one vector, so that the prior
 can be sampled; `--downscale 4` gives a map for latent diffusion), `vq` (a codebook of moving averages), `fsq`
-(rounded numbers), `vqgan` (vq with a perceptual term and a discriminator) or `diffusers-vq` (the library's
-own VQModel, trained the same way). `--dataset` is `digits`, `fashion-mnist`, `openmoji`, a folder or a Hub id
-with the splits train and test. Any flag of `transformers.TrainingArguments` works.
+(rounded numbers), `vqgan` (vq with a perceptual term and a discriminator), `vq-plain` (a codebook that learns
+by gradients) or `diffusers-vq` (the library's own VQModel, trained the same way). `--dataset` is `digits`,
+`fashion-mnist`, `openmoji`, a folder or a Hub id with the splits train and test. Any flag of
+`transformers.TrainingArguments` works.
 
 Written beside the pipeline: `results.json` with the errors on the test split, `samples.png` with originals
 above their reconstructions, and for a VAE `prior.png` with pictures drawn from the prior and `between.png`
@@ -57,7 +58,7 @@ __all__ = ["DEFAULTS", "MODELS", "Recipe", "main", "run"]
 class Recipe:
     """What this script decides; everything else is `TrainingArguments`."""
 
-    model: str = field(default="vq", metadata={"help": "vae, vq, fsq, vqgan or diffusers-vq."})
+    model: str = field(default="vq", metadata={"help": "vae, vq, vq-plain, fsq, vqgan or diffusers-vq."})
     dataset: str = field(
         default="digits", metadata={"help": "'digits', 'fashion-mnist', 'openmoji', a folder or a Hub id."}
     )
@@ -110,6 +111,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "vae": {"reconstruction": "gaussian", "kl_weight": 1.0},
     "vq": {"reconstruction": "l2"},
     "fsq": {"reconstruction": "l2"},
+    "vq-plain": {"reconstruction": "l2"},
     "vqgan": {"reconstruction": "l1", "perceptual_weight": 1.0, "adversarial_weight": 0.5},
     "diffusers-vq": {"reconstruction": "l2"},
 }
@@ -120,6 +122,8 @@ WIDTHS = (16, 32, 64, 64, 64, 64, 64)  # of blocks, each at half the size of the
 GROUPS = 8
 MAP_CHANNELS, VECTOR_CHANNELS = 4, 32  # of a VAE's latents: of a place of a map, and of a whole picture
 CODES, CODE_WIDTH, FEATURES = 512, 8, 64
+# A code that fewer than a tenth of its share of vectors choose starts again after some hundred steps.
+MOVING = {"quantizer": "ema", "ema_decay": 0.98, "restart_threshold": 0.1}
 FSQ_LEVELS = [8, 8, 8]  # as many codes
 MOST_CODES_A_SIDE = 8
 VIEWS = {
@@ -181,7 +185,10 @@ def build_model(recipe: Recipe, image_size: int, channels: int) -> Any:
     if recipe.model == "fsq":
         return MMVQAutoencoder(**sizes, latent_channels=FEATURES, quantizer="fsq", fsq_levels=FSQ_LEVELS)
     codes = {"latent_channels": FEATURES, "num_vq_embeddings": CODES, "vq_embed_dim": CODE_WIDTH}
-    return (VQModel if recipe.model == "diffusers-vq" else MMVQAutoencoder)(**sizes, **codes)
+    if recipe.model == "diffusers-vq":
+        return VQModel(**sizes, **codes)
+    learnt = {"quantizer": "plain"} if recipe.model == "vq-plain" else MOVING
+    return MMVQAutoencoder(**sizes, **codes, **learnt)
 
 
 def build_perceptual(recipe: Recipe) -> nn.Module | None:
