@@ -43,11 +43,12 @@ for family in FAMILIES:
         else:
             assert import_module(AUTO_MODULES[3]).PROCESSOR_MAPPING[config] is cls
 """
-OF_DIFFUSERS = [
-    "from diffusers import AutoModel",
-    "from diffusers import DiffusionPipeline",
-    "from hf_mm.generators.autoencoder.modeling_vq_autoencoder import MMVQAutoencoder",
-]
+ORDERS = {
+    "hf_mm, then AutoModel": "import hf_mm\nfrom diffusers import AutoModel",
+    "hf_mm, then DiffusionPipeline": "import hf_mm\nfrom diffusers import DiffusionPipeline",
+    "DiffusionPipeline, then hf_mm": "from diffusers import DiffusionPipeline\nimport hf_mm",
+    "a component": "from hf_mm.generators.autoencoder.modeling_vq_autoencoder import MMVQAutoencoder",
+}
 CHECK_DIFFUSERS = """
 import diffusers
 from diffusers import AutoModel, DiffusionPipeline
@@ -78,10 +79,9 @@ def test_registered_when_imported_last(fresh, other):
     fresh.run(f"{other}\nimport hf_mm\n{CHECK}")
 
 
-@pytest.mark.parametrize("other", OF_DIFFUSERS)
-@pytest.mark.parametrize("order", ["import hf_mm\n{}", "{}\nimport hf_mm"], ids=["first", "last"])
-def test_generators_are_registered_whoever_is_imported_first(fresh, other, order):
-    fresh.run(f"{order.format(other)}\n{CHECK_DIFFUSERS}")
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_generators_are_registered_whoever_is_imported_first(fresh, order):
+    fresh.run(f"{order}\n{CHECK_DIFFUSERS}")
 
 
 def test_diffusers_alone_brings_no_generators(fresh):
