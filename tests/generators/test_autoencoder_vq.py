@@ -258,6 +258,16 @@ def test_training_goes_on_with_the_codebook_that_was_loaded(tmp_path):
         assert_close(one.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+def test_weights_from_before_the_start_start_again():
+    fresh, begun = build("ema").train(), build("ema").train()
+    begun(pictures(seed=5))
+    begun.load_state_dict(fresh.state_dict())
+    for model in (fresh, begun):
+        torch.manual_seed(3)
+        model(pictures(seed=1))
+    assert_close(begun.state_dict(), fresh.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("l2", [False, True])
 def test_restarts_revive_a_collapsed_codebook(l2):
     """All codes but one are far from every feature, so one code takes all."""
