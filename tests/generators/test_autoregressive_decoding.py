@@ -128,8 +128,7 @@ def test_settings_out_of_range_are_named(settings, message):
         raster_pipeline()(class_labels=0, **settings)
 
 
-@pytest.mark.parametrize(("scale", "prompts"), [(1.0, 1), (2.5, 2)])
-def test_one_picture_takes_the_fast_step_for_every_code(scale, prompts, monkeypatch):
+def test_one_picture_takes_the_fast_step_for_every_code(monkeypatch):
     pipe = raster_pipeline().optimize_for_inference()
     step, slow = pipe.transformer.model.forward, []
 
@@ -139,8 +138,8 @@ def test_one_picture_takes_the_fast_step_for_every_code(scale, prompts, monkeypa
 
     otherwise = step.otherwise
     monkeypatch.setattr(step, "otherwise", counted)
-    pipe(class_labels=1, guidance_scale=scale, seed=0, output_type="codes")
-    assert slow == [(1, 1)] * prompts  # the conditions alone
+    pipe(class_labels=1, guidance_scale=1.0, seed=0, output_type="codes")
+    assert slow == [(1, 1)]  # the condition alone
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])

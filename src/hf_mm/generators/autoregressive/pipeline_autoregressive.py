@@ -88,8 +88,8 @@ class VQAutoregressivePipeline(CodePipeline):
     def optimize_for_inference(self) -> "VQAutoregressivePipeline":
         """Lay the transformer's weights out for writing one picture on a CPU, in place.
 
-        The codes stay the same. Training, loading, copying and moving are refused until
-        `restore_for_training`; saving writes the usual weights.
+        The codes stay the same. It is one row that is written faster: a picture without guidance. Training,
+        loading, copying and moving are refused until `restore_for_training`; saving writes the usual weights.
 
         Returns:
             This pipeline.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ...layers.decode_cache import RoomyLayer
-from ...layers.decode_step import DecodingStep
 from .choosing_codes import draw_codes, guided_logits
 from .code_vocabulary import CodeVocabulary
 
@@ -68,50 +67,36 @@ def raster_codes(
         in it, the model reads.
     """
     num_codes = vocabulary.num_codes
+    guided = guidance_scale != 1
     nothing = vocabulary.null_prefixes(len(prefixes)).to(prefixes.device)
-    readers = _readers(transformer, prefixes, nothing, num_codes, guidance_scale)
+    rows = torch.cat([prefixes, nothing]) if guided else prefixes
+    reader = _Reader(transformer, rows, num_codes)
     codes = torch.full((len(prefixes), length), -1, device=prefixes.device)
     given: Tensor | None = None
     for place in range(length):
-        logits = torch.cat([reader.read(given) for reader in readers])  # (B or 2B, K)
-        if guidance_scale != 1:
+        logits = reader.read(given)  # (B or 2B, K)
+        if guided:
             logits = guided_logits(*logits.chunk(2), guidance_scale)
         codes[:, place] = draw_codes(warp(logits), noise(vocabulary.size)[:, :num_codes])
         yield codes
-        given = codes[:, place : place + 1]  # (B, 1)
+        given = codes[:, place : place + 1].repeat(1 + guided, 1)  # (B or 2B, 1)
 
 
 class _Reader:
     """Rows that the model reads together, each the continuation of a condition."""
 
-    def __init__(self, transformer: Any, prefixes: Tensor, num_codes: int, copies: int = 1) -> None:
-        self.transformer, self.prefixes, self.num_codes, self.copies = (
-            transformer,
-            prefixes,
-            num_codes,
-            copies,
-        )
+    def __init__(self, transformer: Any, prefixes: Tensor, num_codes: int) -> None:
+        self.transformer, self.prefixes, self.num_codes = transformer, prefixes, num_codes
         self.cache = DynamicCache(config=transformer.config)
         self.cache.layers = [RoomyLayer() for _ in self.cache.layers]
 
     def read(self, codes: Tensor | None) -> Tensor:
-        """The logits (rows, K) in float32 of what follows the conditions, or the next codes (B, 1)."""
-        tokens = self.prefixes if codes is None else codes.repeat(self.copies, 1)
+        """The logits (rows, K) in float32 of what follows the conditions, or the next codes (rows, 1)."""
+        tokens = self.prefixes if codes is None else codes
         states = self.transformer.base_model(
             input_ids=tokens, past_key_values=self.cache, use_cache=True
         ).last_hidden_state
         return _code_head(self.transformer, states[:, -1], self.num_codes).float()
-
-
-def _readers(
-    transformer: Any, prefixes: Tensor, nothing: Tensor, num_codes: int, guidance_scale: float
-) -> list[_Reader]:
-    """All rows together; but the two of one picture apart where the model has a faster step for one row."""
-    if guidance_scale == 1:
-        return [_Reader(transformer, prefixes, num_codes)]
-    if len(prefixes) == 1 and isinstance(vars(transformer.base_model).get("forward"), DecodingStep):
-        return [_Reader(transformer, rows, num_codes) for rows in (prefixes, nothing)]
-    return [_Reader(transformer, torch.cat([prefixes, nothing]), num_codes, copies=2)]
 
 
 def _code_head(transformer: Any, states: Tensor, num_codes: int) -> Tensor:
