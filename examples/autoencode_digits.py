@@ -13,7 +13,7 @@ from hf_mm.recipes import autoencoder
 def main(folder: str = "out/vae-digits", **changes) -> list:
     """Train into `folder`, load it as anyone would; returns pictures from the prior."""
     args = TrainingArguments(folder, **autoencoder.DEFAULTS | changes)
-    results = autoencoder.main(autoencoder.Recipe("vae", "digits"), args)
+    results = autoencoder.main(autoencoder.Recipe("vae", "digits", feature_net="none"), args)
     print(f"error on digits it never saw: {results['mse']:.4f}, {results['psnr']:.1f} dB")
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
