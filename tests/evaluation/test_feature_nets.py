@@ -134,9 +134,7 @@ def test_faults_are_named(tmp_path):
         FeatureNet("maps", lambda pixels: pixels)(pictures())
     with pytest.raises(ValueError, match="`channels`=4 must be 1 or 3"):
         FeatureNet("four", nn.Flatten(), channels=4)
-    with pytest.raises(
-        ValueError, match=r"@100: the size in pixels must be a multiple of 32"
-    ):
+    with pytest.raises(ValueError, match=r"@100: the size in pixels must be a multiple of 32"):
         feature_net("efficientnet-lite0@100")
     with pytest.raises(OSError, match="nowhere"):
         feature_net(tmp_path / "nowhere")
