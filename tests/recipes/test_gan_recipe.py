@@ -1,6 +1,8 @@
 """The recipe of GANs trains, by class, text or neither, and what it saves draws; faulty wishes are named."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +110,12 @@ def test_pictures_without_classes_are_refused_by_class(tmp_path, folder):
     args = TrainingArguments(str(tmp_path / "out"), **SHORT)
     with pytest.raises(ValueError, match=r"`condition`='class' needs classes, which .*data' does not have"):
         gan.main(gan.Recipe(dataset=folder), args)
+
+
+def test_the_example_trains_and_draws(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "draw_digits.py"
+    changes = {name: value for name, value in SHORT.items() if name not in gan.DEFAULTS}
+    changes |= {"max_steps": 1, "save_strategy": "no"}
+    for path in runpy.run_path(str(example))["main"](str(tmp_path), **changes):
+        with Image.open(path) as page:
+            assert page.size == (640, 64)
