@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from generators.codes_tiny import BLOCKS
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import TrainingArguments
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_mm import MMVQAutoencoder, VQAutoregressivePipeline, VQMaskedPipeline
 from hf_mm.recipes import autoregressive
@@ -77,9 +77,27 @@ def test_masked_decoding_learns_the_same_codes(trained, tokenizer, tmp_path):
 
 def test_names_of_classes_are_texts_too(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(autoregressive, "PROMPTS", ("3", "4"))
-    train(tmp_path, tokenizer, {"condition": "text", "flip": True, "shift_px": 1})
+    train(tmp_path, tokenizer, {"condition": "text", "views": 10})
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     assert pipe(prompt="7", seed=0, output_type="pt").images.shape == (1, 1, 8, 8)
+
+
+def test_pictures_are_compared_with_the_test_split_in_the_features_of_a_net(trained, tokenizer, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    classes = {number: str(number) for number in range(10)}
+    config = ViTConfig(image_size=8, patch_size=4, id2label=classes, **sizes)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "net")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "net")
+    codes = {"net": str(tmp_path / "net"), "codes_folder": str(trained[0] / "codes")}
+    report = train(tmp_path / "ar", tokenizer, codes)["report"]
+    assert report["pictures"] == 24
+    assert {"class accuracy", "coverage"} <= report["measures"].keys()
+
+
+def test_a_tokenizer_without_codes_is_named(tmp_path):
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="vae' is AutoencoderKL, which has no codes; train one by"):
+        train(tmp_path, tmp_path / "vae")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +105,7 @@ def test_names_of_classes_are_texts_too(tokenizer, tmp_path, monkeypatch):
     [
         ({"condition": "colour"}, "`condition`='colour' is none of class, text, none"),
         ({"decoding": "spiral"}, "`decoding`='spiral' is none of raster, masked"),
+        ({"views": 3}, "`views`=3 is none of 1, 2, 5, 10"),
     ],
 )
 def test_bad_flags_are_named(tokenizer, tmp_path, recipe, message):

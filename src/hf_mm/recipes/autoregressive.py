@@ -4,10 +4,12 @@
     hf-mm train autoregressive --tokenizer out/vq --dataset fashion-mnist --output_dir out/m --decoding masked
     hf-mm train autoregressive --tokenizer out/vq --dataset openmoji --condition text --output_dir out/emoji
 
-`--tokenizer` is the folder of an `MMVQAutoencoder`, or of the pipeline that `hf-mm train autoencoder` saves.
+`--tokenizer` is the folder of an `MMVQAutoencoder` or diffusers' `VQModel`, or of the pipeline around it that
+`hf-mm train autoencoder` saves.
 Pictures are encoded once, into `output_dir`/codes or `--codes_folder`. Left in the output folder: a pipeline
-that `DiffusionPipeline.from_pretrained` opens, `results.json` with the likelihood of held-out codes, and
-`grid.png`. Any flag of `transformers.TrainingArguments` works.
+that `DiffusionPipeline.from_pretrained` opens, `results.json` with the likelihood of held-out codes and, with
+`--net`, the distances to the test split in the features of that net, and `grid.png`. Any flag of
+`transformers.TrainingArguments` works.
 
 Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation"
 (https://arxiv.org/abs/2406.06525); Chang et al. 2022, "MaskGIT: Masked Generative Image Transformer"
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoModel
 from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
@@ -40,20 +43,23 @@ from hf_mm import (
     GeneratorCard,
     ImageCodes,
     MaskedCodesObjective,
-    MMVQAutoencoder,
     PhasedTrainer,
     PixelRows,
     VQAutoregressivePipeline,
     VQMaskedPipeline,
     code_likelihood,
     extract_codes,
+    feature_net,
+    generation_report,
     generation_rows,
+    generation_table,
     picture_views,
     sample_grid,
     train_bert_tokenizer,
 )
 from hf_mm.evaluation.report import environment, markdown_table, write_results
 from hf_mm.generators.autoregressive.code_likelihood import frequency_nats
+from hf_mm.generators.autoregressive.picture_codes import codebook_size
 
 __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 
@@ -63,7 +69,8 @@ class Recipe:
     """What this script decides; everything else is `TrainingArguments`."""
 
     tokenizer: str = field(
-        default="out/vq", metadata={"help": "Folder or Hub id of an `MMVQAutoencoder` or its pipeline."}
+        default="out/vq",
+        metadata={"help": "Folder or Hub id of a model with a codebook, or of its pipeline."},
     )
     dataset: str = field(
         default="digits", metadata={"help": "digits, fashion-mnist, openmoji, a folder or a Hub id."}
@@ -77,8 +84,12 @@ class Recipe:
     codes_folder: str | None = field(
         default=None, metadata={"help": "Where codes are kept, for several runs; else in the output folder."}
     )
-    flip: bool = field(default=False, metadata={"help": "Learn mirrored pictures too."})
-    shift_px: int = field(default=0, metadata={"help": "Learn four moved views of each picture too."})
+    views: int = field(
+        default=1, metadata={"help": "Of each picture: 1, 2 with mirrored, 5 with moved ones, 10 with both."}
+    )
+    net: str | None = field(
+        default=None, metadata={"help": "Features to measure in: efficientnet-lite0, inception, a folder."}
+    )
 
 
 # The numbers of the recipe, in one place; a flag of the same name overrides each.
@@ -99,7 +110,7 @@ DEFAULTS = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {"max_steps": 2000},
-    "openmoji": {"max_steps": 2000, "flip": True, "shift_px": 2, "weight_decay": 0.1},
+    "openmoji": {"max_steps": 2000, "views": 10, "weight_decay": 0.1},
 }
 # The models that are trained from nothing, for 64 codes of 512.
 SMALL: dict[str, Any] = {
@@ -114,7 +125,9 @@ PROMPT_LENGTH = 24  # tokens of a text
 WORDS = 1024  # of the tokenizer of texts
 EMA_DECAY = 0.995
 CONDITION_DROPOUT = 0.1
-GUIDANCE_SCALE = 2.0
+GUIDANCE_SCALE = 1.5
+VIEWS = {1: (False, 0), 2: (True, 0), 5: (False, 2), 10: (True, 2)}  # mirrored, moved by pixels
+AT_ONCE = 250  # pictures that are drawn together
 COLUMNS = 8  # of the grid of samples
 PROMPTS = (
     "red apple",
@@ -128,14 +141,19 @@ PROMPTS = (
 )
 
 
-def load_tokenizer(place: str) -> MMVQAutoencoder:
-    """An `MMVQAutoencoder`, alone or in a pipeline."""
-    if (Path(place) / "model_index.json").is_file():
-        return MMVQAutoencoder.from_pretrained(place, subfolder="vae").eval()
-    return MMVQAutoencoder.from_pretrained(place).eval()
+def load_tokenizer(place: str) -> Any:
+    """A model with a codebook, alone or in a pipeline."""
+    options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
+    model = AutoModel.from_pretrained(place, **options).eval()
+    if not hasattr(model, "quantize"):
+        raise ValueError(
+            f"`tokenizer`={place!r} is {type(model).__name__}, which has no codes; train one by `hf-mm train "
+            "autoencoder --model vq`."
+        )
+    return model
 
 
-def load_rows(recipe: Recipe, vqvae: MMVQAutoencoder) -> tuple[PixelRows, PixelRows]:
+def load_rows(recipe: Recipe, vqvae: Any) -> tuple[PixelRows, PixelRows]:
     """Pictures to learn from, and held-out ones, of the size that the tokenizer was trained on."""
     options = {"image_size": vqvae.config.sample_size, "channels": vqvae.config.in_channels}
     train, test = (
@@ -173,7 +191,7 @@ def with_texts(rows: PixelRows, tokenizer: PreTrainedTokenizerBase | None = None
 
 
 def build_pipeline(
-    recipe: Recipe, vqvae: MMVQAutoencoder, train: PixelRows, code_size: tuple[int, int]
+    recipe: Recipe, vqvae: Any, train: PixelRows, code_size: tuple[int, int]
 ) -> VQAutoregressivePipeline | VQMaskedPipeline:
     """A model that has learnt nothing yet, and all that it needs to make pictures."""
     words = build_tokenizer(train) if recipe.condition == "text" else None
@@ -181,7 +199,9 @@ def build_pipeline(
     if recipe.condition == "class" and not classes:
         raise ValueError(f"`condition`='class' needs classes, which {recipe.dataset!r} does not have.")
     length = 1 if words is None else PROMPT_LENGTH
-    vocabulary = CodeVocabulary(vqvae.num_codes, len(classes), 0 if words is None else len(words), length)
+    vocabulary = CodeVocabulary(
+        codebook_size(vqvae), len(classes), 0 if words is None else len(words), length
+    )
     sizes = {"max_position_embeddings": length + code_size[0] * code_size[1], **SMALL}
     transformer: Any
     if recipe.decoding == "raster":
@@ -235,14 +255,37 @@ def draw_grid(recipe: Recipe, pipe: Any, folder: Path, seed: int) -> None:
     sample_grid(drawn, COLUMNS, row_labels=names).save(folder / "grid.png")
 
 
+def report(recipe: Recipe, pipe: Any, train: PixelRows, test: PixelRows, seed: int) -> dict[str, Any]:
+    """As many pictures as the test split has, of the same classes or texts, compared with it."""
+    net = feature_net(str(recipe.net))
+    drawn = []
+    for start in range(0, len(test), AT_ONCE):
+        part = test[start : start + AT_ONCE]
+        asked: dict[str, Any] = {"num_images_per_prompt": len(part)}
+        if recipe.condition == "class":
+            asked = {"class_labels": part.labels}
+        elif recipe.condition == "text":
+            assert part.texts is not None
+            asked = {"prompt": [texts[0] for texts in part.texts]}
+        options = {"guidance_scale": GUIDANCE_SCALE, "seed": seed + start, "output_type": "pt"}
+        drawn.append(pipe(**asked, **options).images.float().cpu() * 2 - 1)
+    labels: dict[str, Any] = {}
+    if recipe.condition == "class" and net(test[:1].pixel_values()).logits is not None:
+        labels = {"labels": test.labels, "test_labels": test.labels}
+    return generation_report(
+        torch.cat(drawn), test=test.pixel_values(), train=train.pixel_values(), net=net, **labels
+    )
+
+
 def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Encode, train, measure, draw, save; returns what was measured."""
     for name, value, known in (
         ("condition", recipe.condition, ("class", "text", "none")),
         ("decoding", recipe.decoding, ("raster", "masked")),
+        ("views", recipe.views, tuple(VIEWS)),
     ):
         if value not in known:
-            raise ValueError(f"`{name}`={value!r} is none of {', '.join(known)}.")
+            raise ValueError(f"`{name}`={value!r} is none of {', '.join(map(str, known))}.")
     set_seed(args.seed)
     vqvae = load_tokenizer(recipe.tokenizer).to(args.device)
     train, test = load_rows(recipe, vqvae)
@@ -250,7 +293,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         train, test = with_texts(train), with_texts(test)
     folder = Path(args.output_dir)
     home = Path(recipe.codes_folder) if recipe.codes_folder else folder / "codes"
-    views = picture_views(recipe.flip, recipe.shift_px)
+    views = picture_views(*VIEWS[recipe.views])
     learnt = extract_codes(vqvae, train, home / "train", views, progress=not args.disable_tqdm)
     unseen = extract_codes(vqvae, test, home / "test", progress=not args.disable_tqdm)
     pipe = build_pipeline(recipe, vqvae, train, learnt.code_size)
@@ -275,6 +318,8 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         pipe = objective.pipeline()
         results |= measure(recipe, pipe, args, learnt, CodeRows(unseen, test), objective)
         draw_grid(recipe, pipe, folder, args.seed)
+        if recipe.net:
+            results["report"] = report(recipe, pipe, train, test, args.seed)
     trainer.save_model(metrics={name: value for name, value in results.items() if "_per_" in name})
     results |= {"weights": weights, "pictures": len(train), "held_out_pictures": len(test), "seed": args.seed}
     results |= {name: getattr(recipe, name) for name in ("dataset", "condition", "decoding")}
@@ -292,6 +337,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     results = main(*parser.parse_args_into_dataclasses(argv))
     numbers = {name: value for name, value in results.items() if isinstance(value, float)}
     print(markdown_table([{"measure": name, "value": value} for name, value in numbers.items()]))
+    if "report" in results:
+        print(generation_table(results["report"]))
     return 0
 
 
