@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from transformers import ViTConfig, ViTModel
 
 from hf_mm.generators.autoencoder.perceptual import PerceptualLoss
+from hf_mm.layers.efficientnet_lite import efficientnet_lite0
 
 
 @pytest.fixture
@@ -27,6 +28,19 @@ def test_the_gradient_goes_to_the_picture_and_not_to_the_network(net, pictures):
     assert sample.grad.abs().flatten(1).sum(1).min() > 0
     assert target.grad is None
     assert all(weight.grad is None for weight in net.parameters())
+
+
+def test_the_gradient_passes_a_network_that_clamps_in_place():
+    torch.manual_seed(0)
+    loss = PerceptualLoss(efficientnet_lite0(8), ("blocks.0", "blocks.2", "blocks.4"))
+    sample, target = (torch.rand(2, 1, 32, 32) * 2 - 1 for _ in range(2))
+    direction = torch.randn(2, 1, 32, 32)
+    (gradient,) = torch.autograd.grad(loss(sample.requires_grad_(), target).sum(), sample)
+    step = 1e-3 * direction / direction.norm()
+    with torch.no_grad():
+        slope = (loss(sample + step, target) - loss(sample - step, target)).sum() / (2 * step.norm())
+    wanted = (gradient * direction).sum() / direction.norm()
+    assert_close(slope, wanted, rtol=0.05, atol=1e-3)  # of finite differences in float32, over kinks
 
 
 def test_a_step_along_the_gradient_brings_the_picture_nearer(net, pictures):

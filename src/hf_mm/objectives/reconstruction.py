@@ -105,6 +105,8 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def adaptive_adversarial_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """How much the adversarial loss may count so that it pulls as hard as the reconstruction.
 
+    Every process weighs its own batch, as the paper's code does.
+
     Args:
         reconstruction: Scalar loss, perceptual term included; its graph stays.
         adversarial: Scalar loss of the generator; its graph stays.
