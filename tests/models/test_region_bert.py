@@ -115,6 +115,18 @@ def test_flash_kernels_get_tokens_side_by_side(name, monkeypatch):
     assert calls
 
 
+@pytest.mark.parametrize("name", ["lxmert", "vilbert"])
+def test_flash_attention_between_padded_rows_is_refused(name, monkeypatch):
+    """transformers would hide those words from regions at whose places the rows of regions are padded."""
+    row_kernel.install(monkeypatch)
+    model, full = tiny(name), {**texts([5, 5]), **regions([4, 4])}
+    states = model(**full, output_hidden_states=True)
+    model.config._attn_implementation = row_kernel.KERNEL
+    assert_close(states_of(model(**full, output_hidden_states=True)), states_of(states), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"in padded rows, .* another kernel than 'flash_attention_2'"):
+        model(**mixed(), output_hidden_states=True)
+
+
 @each_preset
 def test_compiled_models_give_the_same(name):
     torch.compiler.reset()

@@ -144,7 +144,6 @@ def test_without_a_length_a_text_ends_at_its_end_token_or_with_the_positions(nam
             "15 tokens are asked for, prompt included, but the position table ends at 14",
         ),
         ({"max_length": 15}, "15 tokens are asked for"),
-        ({"use_cache": True}, "`use_cache`=True: this model keeps no keys and values"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]] * 3)}, "A prompt ends with padding"),
     ],
 )

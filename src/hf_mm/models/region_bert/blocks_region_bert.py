@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...layers.attention import Attention
 from ...layers.blocks import MLP
 from ...layers.post_norm import PostNormBlock
+from .cache_region_bert import NOTHING_KEPT, KeptOfBlock
 from .configuration_region_bert import MMRegionBertConfig
 from .seats_region_bert import RegionEnds, RegionSeats
 
@@ -40,7 +42,12 @@ class BothWaysAttention(Attention):
         super().__init__(config, num_heads=config.cross_num_attention_heads)
 
     def forward(  # ty: ignore[incompatible-method-override]
-        self, states: Tensor, words: int, seats: RegionSeats, **kwargs: Any
+        self,
+        states: Tensor,
+        words: int,
+        seats: RegionSeats,
+        kept: CacheLayerMixin | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Mix regions into text and text into regions.
 
@@ -48,6 +55,7 @@ class BothWaysAttention(Attention):
             states: (..., W + N, D), text before regions: each projection reads its weights once for both.
             words: W.
             seats: Where they stand.
+            kept: Where keys and values of the regions are kept.
             **kwargs: For the kernel.
 
         Returns:
@@ -59,7 +67,7 @@ class BothWaysAttention(Attention):
             part.split((words, states.shape[-2] - words), dim=-2) for part in parts
         )
         text, seen = self.attend(
-            text_q, region_k, region_v, seats.text_to_regions, seats.texts, seats.regions, **kwargs
+            text_q, region_k, region_v, seats.text_to_regions, seats.texts, seats.regions, kept, **kwargs
         )
         regions, read = self.attend(
             region_q, text_k, text_v, seats.regions_to_text, seats.regions, seats.texts, **kwargs
@@ -93,6 +101,7 @@ class CrossBlock(GradientCheckpointingLayer):
         regions: Tensor,
         seats: RegionSeats,
         ends: RegionEnds | None = None,
+        kept: KeptOfBlock = NOTHING_KEPT,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Text and regions to the same; with `ends` of text only the tokens that are pooled, (B, D)."""
@@ -100,12 +109,20 @@ class CrossBlock(GradientCheckpointingLayer):
             return self._end(text, regions, seats, ends, **kwargs), regions
         states = torch.cat((text, regions), dim=-2)
         words = text.shape[-2]
-        mixed, _, _ = self.cross_attention(states, words, seats, **kwargs)
+        mixed, _, _ = self.cross_attention(states, words, seats, kept.regions, **kwargs)
         states = self.cross_norm(states + self.dropout(mixed))
         text, regions = states.split((words, regions.shape[-2]), dim=-2)
-        text = self.text(text, attention_mask=seats.text_mask, packed_rows=seats.texts, **kwargs)
+        places: dict[str, Any] = {"packed_rows": seats.texts, "kept": kept.own}
+        text = self.text(text, attention_mask=seats.text_mask, **places, **kwargs)
         regions = self.regions(regions, attention_mask=seats.region_mask, packed_rows=seats.regions, **kwargs)
         return text, regions
+
+    def read_on(self, text: Tensor, seats: RegionSeats, kept: KeptOfBlock, **kwargs: Any) -> Tensor:
+        """(B, S, D) text that follows what is kept; regions do not change any more."""
+        regions = text.new_empty(len(text), 0, text.shape[2])
+        mixed, _ = self.cross_attention.one_way(text, regions, seats, kept=kept.regions, **kwargs)
+        text = self.cross_norm(text + self.dropout(mixed))
+        return self.text(text, attention_mask=seats.text_mask, kept=kept.own, **kwargs)
 
     def _end(
         self, text: Tensor, regions: Tensor, seats: RegionSeats, ends: RegionEnds, **kwargs: Any
@@ -144,6 +161,7 @@ class CoBlock(GradientCheckpointingLayer):
         regions: Tensor,
         seats: RegionSeats,
         ends: RegionEnds | None = None,
+        kept: KeptOfBlock = NOTHING_KEPT,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Text and regions to the same; with `ends` of text only the tokens that are pooled, (B, D)."""
@@ -153,7 +171,7 @@ class CoBlock(GradientCheckpointingLayer):
             first = self.text_attention_norm(first + self.dropout(seen))
             return self.text_mlp_norm(first + self.dropout(self.text_mlp(first))), regions
         seen, _ = self.text_attention(
-            text, regions, seats.text_to_regions, seats.texts, seats.regions, **kwargs
+            text, regions, seats.text_to_regions, seats.texts, seats.regions, kept.regions, **kwargs
         )
         read, _ = self.region_attention(
             regions, text, seats.regions_to_text, seats.regions, seats.texts, **kwargs
@@ -163,3 +181,10 @@ class CoBlock(GradientCheckpointingLayer):
         regions = self.region_attention_norm(regions + self.dropout(read))
         regions = self.region_mlp_norm(regions + self.dropout(self.region_mlp(regions)))
         return text, regions
+
+    def read_on(self, text: Tensor, seats: RegionSeats, kept: KeptOfBlock, **kwargs: Any) -> Tensor:
+        """(B, S, D) text that follows what is kept; regions do not change any more."""
+        regions = text.new_empty(len(text), 0, self.region_attention_norm.normalized_shape[0])
+        seen, _ = self.text_attention(text, regions, seats.text_to_regions, kept=kept.regions, **kwargs)
+        text = self.text_attention_norm(text + self.dropout(seen))
+        return self.text_mlp_norm(text + self.dropout(self.text_mlp(text)))

@@ -8,20 +8,23 @@ Zhou et al. 2020, "Unified Vision-Language Pre-Training for Image Captioning and
 Shapes: B rows, L places of a text, R places for regions, F width of features, D width of tokens, W words.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ...layers.prefix_cache import check_own_cache, keeps_cache, read_prompts
 from ...layers.prompts import check_prompts
 from ...objectives.batch_mean import labelled_cross_entropy
 from ...objectives.masked_language import masked_token_loss
+from .cache_region_bert import RegionBertCache
 from .configuration_region_bert import MMRegionBertConfig
 from .modeling_region_bert import MMRegionBertModel, MMRegionBertPreTrainedModel, weights_beside
 from .parts_region_bert import RegionBertPredictionHead
@@ -43,8 +46,10 @@ LASTING = (
 class MMRegionBertForImageToText(MMRegionBertPreTrainedModel, GenerationMixin):
     """Continues a text about the regions of an image; its head of words is that of `MMRegionBertForMaskedLM`.
 
-    It begins as what `MMRegionBertForPreTraining` has learnt by the task "caption". No keys and values are
-    kept between words.
+    It begins as what `MMRegionBertForPreTraining` has learnt by the task "caption". What is written does not
+    change what regions and prompt are to it: `generate` reads them once, and then one token at a time, with
+    the keys and values of those before. All is read anew for each word where a region is told how long the
+    text is, or a word what the image looks like (VL-BERT).
     """
 
     towers = {"encoder": ("region_bert.",), "head": ("mlm_head.",)}
@@ -74,8 +79,10 @@ class MMRegionBertForImageToText(MMRegionBertPreTrainedModel, GenerationMixin):
         region_mask: Tensor | None = None,
         prefix_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        past_key_values: RegionBertCache | None = None,
+        logits_to_keep: int = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         """Guess the word after each place.
 
         Args:
@@ -88,6 +95,9 @@ class MMRegionBertForImageToText(MMRegionBertPreTrainedModel, GenerationMixin):
             prefix_mask: (B, L), 1 on the prompt; everything by default.
             labels: (B, L), the token at each place of the text to be written, guessed at the place before it;
                 -100 elsewhere, and that is the prefix.
+            past_key_values: Where keys and values are kept, for `generate`. Rows that continue one prompt
+                stand side by side; it is read once for all of them.
+            logits_to_keep: How many of the last places get logits; 0 for all.
             **kwargs: `num_items_in_batch`: labels in the whole batch of which this is a part; and what else
                 `MMRegionBertModel.forward` takes.
 
@@ -102,20 +112,31 @@ class MMRegionBertForImageToText(MMRegionBertPreTrainedModel, GenerationMixin):
         count: Any = kwargs.pop("num_items_in_batch", None)
         if labels is not None:
             prefix_mask = _prefix_beside(prefix_mask, labels, input_ids)
-        text: Any = (input_ids, attention_mask, token_type_ids)
-        regions: Any = (region_features, region_boxes, region_mask)
-        encoded = self.region_bert(*text, *regions, prefix_mask=prefix_mask, **kwargs)
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        regions = {"region_features": region_features, "region_boxes": region_boxes}
+        inputs: dict[str, Any] = {**text, **regions, "region_mask": region_mask, "prefix_mask": prefix_mask}
+        kept: Any = {"past_key_values": past_key_values}
+        encoded = read_prompts(partial(self.region_bert, **kept), {**inputs, **kwargs}, past_key_values)
         states = encoded.last_hidden_state  # (B, L, D)
-        loss = logits = None
+        logits = None
         if labels is None or not self.training or torch.compiler.is_compiling():
-            logits = self.mlm_head(states)  # (B, L, W)
-        if labels is not None and logits is None:
-            loss = masked_token_loss(states, self.mlm_head, next_words(labels), count)
-        elif labels is not None and logits is not None:
-            loss = labelled_cross_entropy(logits.flatten(0, 1), next_words(labels).flatten(), count)
-        return CausalLMOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            logits = self.mlm_head(states if labels is not None else states[:, -logits_to_keep:])
+        loss = None if labels is None else self._loss(states, logits, labels, count)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=None if logits is None else logits[:, -logits_to_keep:],
+            past_key_values=past_key_values,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
+
+    def _loss(
+        self, states: Tensor, logits: Tensor | None, labels: Tensor, count: Tensor | int | None
+    ) -> Tensor:
+        """The loss of (B, L) labels, each guessed from the state (B, L, D) before it."""
+        if logits is None:
+            return masked_token_loss(states, self.mlm_head, next_words(labels), count)
+        return labelled_cross_entropy(logits.flatten(0, 1), next_words(labels).flatten(), count)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
@@ -125,14 +146,15 @@ class MMRegionBertForImageToText(MMRegionBertPreTrainedModel, GenerationMixin):
             inputs: (B, L) prompts, all prefix, also as `input_ids`; the token that begins a text by default.
                 Prompts of unequal length are to be padded on the left.
             **kwargs: Regions, masks, and all that transformers' `generate` takes. Without a length a text may
-                have as many tokens as there are positions.
+                have as many tokens as there are positions. `use_cache=False` reads image and text anew for
+                each word.
 
         Returns:
             (B, ...) token ids, prompts included, or what transformers' `generate` returns when asked.
 
         Raises:
             ValueError: More tokens are asked for than there are positions, a prompt ends with padding, or a
-                cache is asked for.
+                cache is asked for of a model that cannot keep one, or of another kind.
         """
         ids = kwargs.pop("input_ids", inputs)
         if ids is None:
@@ -143,22 +165,46 @@ class MMRegionBertForImageToText(MMRegionBertPreTrainedModel, GenerationMixin):
             mask = kwargs["attention_mask"] = torch.ones_like(ids)
         most = self.config.max_text_tokens
         check_prompts(ids, mask, most, kwargs)
-        if kwargs.get("use_cache"):
-            raise ValueError("`use_cache`=True: this model keeps no keys and values; leave it out.")
+        check_own_cache(kwargs)
         if not {"max_length", "max_new_tokens", "generation_config"} & set(kwargs):
             kwargs["max_length"] = most
-        kwargs.setdefault("prefix_mask", mask)
-        options: Any = kwargs | {"use_cache": False}
+        if self._keeps(kwargs):
+            kwargs["past_key_values"] = RegionBertCache(self.config, len(ids))
+        else:
+            kwargs |= {"use_cache": False, "prefix_mask": kwargs.get("prefix_mask", mask)}
+        options: Any = kwargs
         return super().generate(ids, **options)  # ty: ignore[invalid-argument-type]
 
     def prepare_inputs_for_generation(  # ty: ignore[incompatible-method-override]
-        self, input_ids: Tensor, prefix_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: RegionBertCache | None = None,
+        prefix_mask: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """What `forward` is given next: the text so far, of which the prompt alone is prefix."""
-        assert prefix_mask is not None
-        prefix = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
-        lasting = {name: kwargs[name] for name in LASTING if kwargs.get(name) is not None}
-        return {"input_ids": input_ids, "prefix_mask": prefix, **lasting}
+        """What `forward` is given next: the text so far, with the prompt as its prefix, or what is new."""
+        given: dict[str, Any] = {name: kwargs[name] for name in LASTING if kwargs.get(name) is not None}
+        given |= {"input_ids": input_ids, "past_key_values": past_key_values}
+        if past_key_values is not None and past_key_values.filled:
+            new = next_sequence_length or 1
+            text = {name: given[name][:, -new:] for name in ("input_ids", "token_type_ids") if name in given}
+            given = {**text, "past_key_values": past_key_values}
+        elif prefix_mask is not None:
+            given["prefix_mask"] = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
+        return given | {"logits_to_keep": kwargs.get("logits_to_keep") or 0}
+
+    def _keeps(self, options: dict[str, Any]) -> bool:
+        """Whether keys and values are kept: as `options` of `generate` say, where that is possible."""
+        if self.config.region_position != "after_text" and not self.config.text_sees_image:
+            return keeps_cache(options, self.generation_config)
+        if options.get("use_cache"):
+            raise ValueError(
+                "`use_cache`=True: the regions of this model change with the length of the text, or its "
+                f'words know the image (`region_position`="{self.config.region_position}", `text_sees_image`='
+                f"{self.config.text_sees_image}), so that no keys can be kept; leave it out."
+            )
+        return False
 
 
 def _prefix_beside(prefix_mask: Tensor | None, labels: Tensor, input_ids: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 from ...layers.packing import PackedRows
-from ...layers.prefix_mask import row_mask
+from ...layers.prefix_mask import following_mask, row_mask
+from .cache_region_bert import RegionBertCache
 from .configuration_region_bert import MMRegionBertConfig
 from .layout_region_bert import RegionBertLayout
 from .seats_region_bert import RegionSeats
 
-__all__ = ["mask_of_ends", "seats_in_rows", "seats_side_by_side"]
+__all__ = ["mask_of_ends", "real_places", "seats_behind", "seats_in_rows", "seats_side_by_side"]
 
 
 def seats_side_by_side(
@@ -42,8 +43,7 @@ def seats_in_rows(
     config: MMRegionBertConfig, layout: RegionBertLayout, tokens: Tensor, prefix: Tensor | None
 ) -> RegionSeats:
     """The same of tokens in the rows of the output, padding between them: text, then regions."""
-    texts = _real(layout.text_output) if layout.real_texts is None else layout.real_texts  # (B, L)
-    regions = _real(layout.region_output) if layout.real_regions is None else layout.real_regions  # (B, V)
+    texts, regions = real_places(layout)
     real = (texts, regions, torch.cat((texts, regions), dim=1))
     rows = tuple(_every_place(part) for part in real)
     all_prefix = None
@@ -52,6 +52,29 @@ def seats_in_rows(
         all_prefix = torch.cat((prefix, torch.ones_like(regions)), dim=1).flatten()
         prefix = prefix.flatten()
     return _seats(config, rows, real, (prefix, all_prefix), tokens, packed=False)
+
+
+def real_places(layout: RegionBertLayout) -> tuple[Tensor, Tensor]:
+    """(B, L) and (B, V) bool, true where the rows of the output have tokens of text and of regions."""
+    texts = _real(layout.text_output) if layout.real_texts is None else layout.real_texts
+    regions = _real(layout.region_output) if layout.real_regions is None else layout.real_regions
+    return texts, regions
+
+
+def seats_behind(config: MMRegionBertConfig, states: Tensor, kept: RegionBertCache) -> RegionSeats:
+    """What (B, S, D) text sees that follows what is kept: all of that, and its own past."""
+    kinds, (regions, seen) = set(config.layers), (kept.real_regions, None)
+    if kinds & {"cross", "co"}:
+        key = states.new_empty(*regions.shape, 1)
+        options: Any = {"encoder_hidden_states": key, "allow_is_bidirectional_skip": False}
+        seen = create_bidirectional_mask(config, states, regions, **options)
+    assert kept.real is not None
+    return RegionSeats(
+        *(None, None, None),
+        text_mask=following_mask(config, states, kept.real_texts) if kinds & {"text", "cross"} else None,
+        joint_mask=following_mask(config, states, kept.real) if "joint" in kinds else None,
+        text_to_regions=seen,
+    )
 
 
 def mask_of_ends(config: MMRegionBertConfig, tokens: Tensor, rows: PackedRows, context: PackedRows) -> Any:
@@ -115,9 +138,21 @@ def _other_mask(
     real: Tensor | None,
     all_readable: bool = True,
 ) -> Any:
-    """Who sees whom in other rows: all that `real`, (B, K) bool, names."""
-    if real is None or (packed and all_readable and is_flash_attention_requested(config)):
+    """Who sees whom in other rows: all that `real`, (B, K) bool, names.
+
+    Raises:
+        ValueError: There is padding in rows, and the kernel is one of flash attention: transformers takes the
+            mask of the keys for one of the queries then.
+    """
+    flash = is_flash_attention_requested(config)
+    if real is None or (packed and all_readable and flash):
         return None
+    if flash and not packed and (torch.compiler.is_compiling() or not real.all()):
+        raise ValueError(
+            "Text and regions that attend to each other in padded rows, as where states are recorded, keys "
+            f"are kept or `torch.compile` works, need another kernel than {config._attn_implementation!r}; "
+            'load the model with attn_implementation="sdpa".'
+        )
     query = tokens.new_empty(rows.rows, rows.length, 1)
     key = tokens.new_empty(context.rows, context.length, 1)
     return create_bidirectional_mask(

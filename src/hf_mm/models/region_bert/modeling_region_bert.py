@@ -30,6 +30,7 @@ from ...layers.attention import Attention
 from ...layers.post_norm import PostNormBlock
 from ...layers.texts import check_word_rows
 from .blocks_region_bert import BothWaysAttention, CoBlock, CrossBlock, region_block, text_block
+from .cache_region_bert import NOTHING_KEPT, RegionBertCache
 from .configuration_region_bert import MMRegionBertConfig
 from .convert_region_bert_lxmert import LXMERT_CHECKPOINT
 from .convert_region_bert_visual_bert import VISUAL_BERT_CHECKPOINT
@@ -37,7 +38,7 @@ from .embeddings_region_bert import RegionEmbeddings, RegionTextEmbeddings
 from .ends_region_bert import ends_of, run_ends
 from .inputs_region_bert import check_region_inputs
 from .layout_region_bert import RegionBertLayout, RegionPlaces, lay_out_all_places, lay_out_tokens
-from .masks_region_bert import seats_in_rows, seats_side_by_side
+from .masks_region_bert import real_places, seats_behind, seats_in_rows, seats_side_by_side
 from .seats_region_bert import RegionSeats
 
 __all__ = ["MMRegionBertModel", "MMRegionBertPreTrainedModel", "RegionBertOutput", "weights_beside"]
@@ -221,6 +222,7 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         image_features: Tensor | None = None,
         prefix_mask: Tensor | None = None,
         only_pooled: bool = False,
+        past_key_values: RegionBertCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionBertOutput:
         """Encode texts, each with the regions of an image.
@@ -243,6 +245,7 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
                 follows sees also what stands before it and is seen by nobody else. All is prefix by default.
             only_pooled: Give `pooler_output` alone, without what it is not made of: in the last block other
                 tokens than [CLS] are only read, not computed anew.
+            past_key_values: Keeps keys and values; once filled, (B, S) words that follow are given alone.
             **kwargs: `output_hidden_states`, `output_attentions` (eager kernel only); with them, and under
                 `torch.compile`, padding is computed and hidden.
 
@@ -253,18 +256,41 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
             ValueError: A text longer than the position table, without a token or with padding inside; an
                 image without a region; features of another width; shapes that do not go together.
         """
+        if past_key_values is not None and past_key_values.filled:
+            return self._read_on(input_ids, token_type_ids, past_key_values)
         masks = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        masks["prefix_mask"] = prefix_mask
-        sizes = (self.config.hidden_size, self.config.max_text_tokens)
+        masks, sizes = masks | {"prefix_mask": prefix_mask}, self.text_sizes
         words = check_word_rows(input_ids, inputs_embeds, masks, *sizes)
         regions = (region_features, region_boxes, region_mask, masked_regions, region_index, image_features)
         given = check_region_inputs(self.config, words, attention_mask, *regions)
         layout = lay_out_all_places(given) if torch.compiler.is_compiling() else lay_out_tokens(given)
-        assert region_features is not None
         visible = (region_features, region_boxes, image_features, masked_regions)
         text, tokens = self._embed(words, token_type_ids, visible, given, layout)
-        prefix = None if prefix_mask is None else prefix_mask.flatten()[layout.text_places].bool()
-        return self._encode(text, tokens, layout, prefix, only_pooled, **self._recorded(kwargs))
+        kept, recorded = past_key_values, self._recorded(kwargs)
+        return self._encode(text, tokens, layout, prefix_mask, only_pooled, kept, **recorded)
+
+    def _read_on(
+        self, words: Tensor | None, token_type_ids: Tensor | None, kept: RegionBertCache
+    ) -> RegionBertOutput:
+        """The states, (B, S, D), of (B, S) words that follow what was read."""
+        assert words is not None
+        positions, _ = kept.go_on(words.shape[1])  # (B, S)
+        segments = torch.zeros_like(words) if token_type_ids is None else token_type_ids
+        text = self.embeddings(words.flatten(), positions.flatten(), segments.flatten(), None)
+        text = text.unflatten(0, words.shape)  # (B, S, D)
+        seats = seats_behind(self.config, text, kept)
+        for (kind, block), of_block in zip(self._blocks_of(), kept.blocks, strict=True):
+            if kind in ("text", "joint"):
+                mask = seats.text_mask if kind == "text" else seats.joint_mask
+                text = block(text, attention_mask=mask, kept=of_block.own)
+            elif kind != "region":
+                text = block.read_on(text, seats, of_block)
+        return RegionBertOutput(text)
+
+    @property
+    def text_sizes(self) -> tuple[int, int]:
+        """Width of words, and how many a text may have."""
+        return self.config.hidden_size, self.config.max_text_tokens
 
     def _recorded(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Hugging Face's flags of outputs, spelled out for every stream."""
@@ -276,7 +302,7 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         self,
         words: Tensor,
         token_type_ids: Tensor | None,
-        visible: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        visible: tuple[Any, Tensor | None, Tensor | None, Tensor | None],
         given: RegionPlaces,
         layout: RegionBertLayout,
     ) -> tuple[Tensor, Tensor]:
@@ -296,18 +322,22 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         text: Tensor,
         regions: Tensor,
         layout: RegionBertLayout,
-        prefix: Tensor | None,
+        prefix_mask: Tensor | None,
         only_pooled: bool,
+        kept: RegionBertCache | None,
         **kwargs: Any,
     ) -> RegionBertOutput:
-        """The blocks, on tokens side by side or, where hidden states are to be seen, on rows."""
+        """The blocks, on tokens side by side or, where states are to be seen or kept, on rows."""
+        prefix = None if prefix_mask is None else prefix_mask.flatten()[layout.text_places].bool()
         records = any(kwargs.get(flag) not in (False, None) for flag in RECORDED_STREAMS)
         for streams in RECORDED_STREAMS.values():
             kwargs = {name: value for name, value in kwargs.items() if name not in streams}
-        if torch.compiler.is_compiling() or records:
+        if torch.compiler.is_compiling() or records or kept is not None:
+            if kept is not None:  # with the places of the output, to be found again
+                kept.begin(torch.cat(real_places(layout), dim=1), layout.text_output.length)
             seats = seats_in_rows(self.config, layout, text, prefix)
             text, regions = layout.text_output.unpack(text), layout.region_output.unpack(regions)
-            text, regions = self._run(text, regions, seats, None, **kwargs)
+            text, regions = self._run(text, regions, seats, None, kept=kept, **kwargs)
             text, regions = layout.text_output.pack(text), layout.region_output.pack(regions)
         else:
             seats = seats_side_by_side(self.config, layout, text, prefix)
@@ -344,26 +374,31 @@ class MMRegionBertModel(MMRegionBertPreTrainedModel):
         seats: RegionSeats,
         layout: RegionBertLayout | None,
         places: Sequence[int] | None = None,
+        kept: RegionBertCache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Blocks in their order; text and regions are one tensor from one "joint" block to the next."""
         joint: Tensor | None = None
         words = text.shape[-2]
-        for kind, block in self._blocks_of(places):
+        blocks = self._blocks_of(places)
+        keeps = [NOTHING_KEPT] * len(blocks) if kept is None else kept.blocks
+        for (kind, block), of_block in zip(blocks, keeps, strict=True):
             if kind == "joint":
                 joint = _together(text, regions, layout) if joint is None else joint
-                joint = block(joint, attention_mask=seats.joint_mask, packed_rows=seats.joint, **kwargs)
+                own = {"packed_rows": seats.joint, "kept": of_block.own}
+                joint = block(joint, attention_mask=seats.joint_mask, **own, **kwargs)
                 continue
             if joint is not None:
                 text, regions = _apart(joint, words, layout)
                 joint = None
             if kind == "text":
-                text = block(text, attention_mask=seats.text_mask, packed_rows=seats.texts, **kwargs)
+                own = {"packed_rows": seats.texts, "kept": of_block.own}
+                text = block(text, attention_mask=seats.text_mask, **own, **kwargs)
             elif kind == "region":
                 mask = seats.region_mask
                 regions = block(regions, attention_mask=mask, packed_rows=seats.regions, **kwargs)
             else:
-                text, regions = block(text, regions, seats, **kwargs)
+                text, regions = block(text, regions, seats, kept=of_block, **kwargs)
         return (text, regions) if joint is None else _apart(joint, words, layout)
 
     def own_regions(self, states: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ section 3.2.1 (https://arxiv.org/abs/1910.10683), on the encoder of Kim et al. 2
 Shapes: B rows, L places of a text, W words, D width, G x F patches, C channels, Y x X pixels.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ...layers.prefix_cache import check_own_cache, keeps_cache, read_prompts
 from ...layers.prompts import check_prompts
 from ...objectives.batch_mean import labelled_cross_entropy
 from ...objectives.masked_language import check_place_labels
@@ -120,17 +122,9 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         )
 
     def _encode(self, inputs: dict[str, Any], past_key_values: ViltCache | None, **kwargs: Any) -> Any:
-        """What the encoder makes of rows; a prompt that several rows continue is read once."""
-        copies = 1
-        if past_key_values is not None and not past_key_values.filled and not self.vilt.records(kwargs):
-            copies = len(inputs["input_ids"]) // past_key_values.prompts
-        if copies > 1:
-            inputs = {name: part if part is None else part[::copies] for name, part in inputs.items()}
-        encoded = self.vilt(**inputs, past_key_values=past_key_values, **kwargs)
-        if past_key_values is not None and copies > 1:
-            past_key_values.batch_repeat_interleave(copies)
-            encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(copies, dim=0)
-        return encoded
+        """What the encoder makes of rows; where states are recorded they are those of every row."""
+        encode = partial(self.vilt, past_key_values=past_key_values, **kwargs)
+        return read_prompts(encode, inputs, None if self.vilt.records(kwargs) else past_key_values)
 
     def _loss(
         self, states: Tensor, logits: Tensor | None, labels: Tensor, count: Tensor | int | None
@@ -173,10 +167,10 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         if mask is None:
             mask = kwargs["attention_mask"] = torch.ones_like(ids)
         check_prompts(ids, mask, self.config.max_position_embeddings, kwargs)
-        _check_cache(kwargs)
+        check_own_cache(kwargs)
         if not {"max_length", "max_new_tokens", "generation_config"} & set(kwargs):
             kwargs["max_length"] = self.config.max_position_embeddings
-        if self._keeps(kwargs):
+        if keeps_cache(kwargs, self.generation_config):
             kwargs["past_key_values"] = ViltCache(self.config, len(ids))
         else:
             kwargs.setdefault("prefix_mask", mask)
@@ -202,21 +196,6 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
             given["prefix_mask"] = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
         asked = {name: kwargs[name] for name in ASKED if kwargs.get(name) is not None}
         return given | asked
-
-    def _keeps(self, kwargs: dict[str, Any]) -> bool:
-        """Whether keys and values are kept, as they are unless something says no."""
-        given = kwargs.get("use_cache")
-        config = kwargs.get("generation_config") or self.generation_config
-        return bool(given) if given is not None else config.use_cache is not False
-
-
-def _check_cache(kwargs: dict[str, Any]) -> None:
-    for name in ("past_key_values", "cache_implementation"):
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"`{name}` is given as {kwargs[name]!r:.80}; this model makes the cache itself. Leave it "
-                "out, or pass `use_cache=False` for none."
-            )
 
 
 def _prefix(labels: Tensor, prefix_mask: Tensor | None, input_ids: Tensor) -> Tensor:
