@@ -182,7 +182,8 @@ def with_texts(rows: PixelRows, tokenizer: PreTrainedTokenizerBase | None = None
             raise ValueError("`condition`='text' needs texts or classes, and the data set has neither.")
         texts = tuple((rows.class_names[label],) for label in rows.labels.tolist())
     if tokenizer is not None:
-        lengths = [tokenizer(list(some), add_special_tokens=False)["input_ids"] for some in texts]
+        quiet = {"add_special_tokens": False, "verbose": False}
+        lengths = [tokenizer(list(some), **quiet)["input_ids"] for some in texts]
         texts = tuple(
             tuple(text for text, ids in zip(some, found, strict=True) if len(ids) <= PROMPT_LENGTH) or some
             for some, found in zip(texts, lengths, strict=True)
