@@ -1,5 +1,6 @@
 """What pipelines over codes take and refuse, and that a seed alone decides a picture."""
 
+import numpy as np
 import pytest
 import torch
 from generators.codes_tiny import (
@@ -34,6 +35,25 @@ def test_a_seed_decides_a_picture_whatever_it_is_drawn_with(build):
     assert_close(by_generators, together, rtol=0, atol=0)
 
 
+def test_a_seed_may_be_a_number_of_numpy():
+    pipe = raster_pipeline()
+    drawn = [
+        pipe(class_labels=[0, 1], seed=s, output_type="codes").images
+        for s in (5, np.int64(5), np.array([5, 6]))
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("labels", [[1.7], torch.tensor([1.7])])
+@pytest.mark.parametrize("build", [raster_pipeline, masked_pipeline])
+def test_a_fraction_is_no_class(build, labels):
+    with pytest.raises(TypeError, match=r"`class_labels`\[0\]=1\.7.* is neither the number nor the name"):
+        build()(class_labels=labels)
+    with pytest.raises(TypeError, match=r"`class_labels` are torch\.float32, but classes are whole numbers"):
+        VOCABULARY.class_prefixes(torch.tensor([1.7]))
+
+
 def test_classes_go_by_number_by_name_and_as_tensor():
     pipe = raster_pipeline()
     wanted = [[VOCABULARY.num_codes + 2], [VOCABULARY.num_codes]]
@@ -63,7 +83,7 @@ def test_a_prompt_changes_what_is_drawn():
         ({"class_labels": [0, 3]}, r"`class_labels`\[1\] is 3, but the model knows the classes 0 to 2"),
         ({"class_labels": -1}, r"`class_labels`\[0\] is -1, but"),
         ({"class_labels": ["bag", "hat"]}, r"`class_labels`\[1\]='hat' is none of \['bag', 'boot', 'coat'\]"),
-        ({"class_labels": []}, "No picture is asked for"),
+        ({"class_labels": []}, "No picture is asked for: `class_labels` is empty"),
         ({"class_labels": 0, "prompt": "a bag"}, "`class_labels` and `prompt` cannot be given together"),
         ({"prompt": "a bag"}, "has no tokenizer to read `prompt` by; give `class_labels`"),
         ({"class_labels": 0, "num_images_per_prompt": 0}, "`num_images_per_prompt`=0 must be at least 1"),

@@ -7,8 +7,10 @@ Shapes: B rows, K codes.
 """
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -89,8 +91,8 @@ def picture_generators(
     if generator is not None and seed is not None:
         raise ValueError("`generator` and `seed` say the same thing twice; give one of them.")
     if seed is not None:
-        seeds = [seed + number for number in range(pictures)] if isinstance(seed, int) else list(seed)
-        generator = [torch.Generator().manual_seed(number) for number in seeds]
+        seeds = range(int(seed), int(seed) + pictures) if isinstance(seed, int | np.integer) else list(seed)
+        generator = [torch.Generator().manual_seed(index(number)) for number in seeds]
         name = "seed"
     else:
         name = "generator"

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...hub.diffusers_code import RemotePipelineMixin
+from ...layers.class_ids import class_ids
 from .choosing_codes import picture_generators, row_noise
 from .code_vocabulary import CodeVocabulary
 from .picture_codes import codebook_size, pictures_of_codes
@@ -90,6 +92,7 @@ class CodePipeline(RemotePipelineMixin, DiffusionPipeline):
             num_images_per_prompt: Copies of each, next to each other.
 
         Raises:
+            TypeError: A class is neither a whole number nor a name.
             ValueError: Both are given, nothing is asked for, a class is unknown or out of range, or a prompt
                 is too long.
         """
@@ -98,13 +101,14 @@ class CodePipeline(RemotePipelineMixin, DiffusionPipeline):
         if num_images_per_prompt < 1:
             raise ValueError(f"`num_images_per_prompt`={num_images_per_prompt} must be at least 1.")
         if class_labels is not None:
-            made = self.vocabulary.class_prefixes(self._class_ids(class_labels))
+            numbers = class_ids(class_labels, len(self.classes), self.classes)
+            made = self.vocabulary.class_prefixes(numbers)
         elif prompt is not None:
             made = self.vocabulary.word_prefixes(self._word_ids(prompt))
         else:
             made = self.vocabulary.null_prefixes(1)
         if not len(made):
-            raise ValueError("No picture is asked for: `class_labels` or `prompt` is an empty list.")
+            raise ValueError("No picture is asked for: `prompt` is an empty list.")
         return made.repeat_interleave(num_images_per_prompt, 0).to(self.transformer.device)
 
     def decode(self, codes: Tensor, output_type: str = "pil", return_dict: bool = True) -> Any:
@@ -164,17 +168,6 @@ class CodePipeline(RemotePipelineMixin, DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` names {unknown}; there are "
                 f"{self._callback_tensor_inputs}."
             )
-
-    def _class_ids(self, class_labels: Any) -> Tensor:
-        if isinstance(class_labels, Tensor):
-            return class_labels.flatten().cpu()
-        several = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
-        ids = []
-        for place, label in enumerate(several):
-            if isinstance(label, str) and label not in self.classes:
-                raise ValueError(f"`class_labels`[{place}]={label!r} is none of {self.classes}.")
-            ids.append(self.classes.index(label) if isinstance(label, str) else int(label))
-        return torch.tensor(ids, dtype=torch.long)
 
     def _word_ids(self, prompt: str | Sequence[str]) -> list[list[int]]:
         if self.tokenizer is None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...layers.class_ids import check_class_ids
+
 __all__ = ["CodeVocabulary"]
 
 
@@ -56,15 +58,11 @@ class CodeVocabulary:
         """The conditions (B, T) of classes (B,).
 
         Raises:
+            TypeError: Classes are whole numbers.
             ValueError: A class is out of range; row and value are named.
         """
         classes = torch.as_tensor(classes)
-        wrong = ((classes < 0) | (classes >= self.num_classes)).nonzero().flatten().tolist()
-        if wrong:
-            known = f"the classes 0 to {self.num_classes - 1}" if self.num_classes else "no classes"
-            raise ValueError(
-                f"`class_labels`[{wrong[0]}] is {int(classes[wrong[0]])}, but the model knows {known}."
-            )
+        check_class_ids(classes, self.num_classes)
         prefixes = self.null_prefixes(len(classes)).to(classes.device)
         prefixes[:, -1] = self.num_codes + classes
         return prefixes
