@@ -204,7 +204,7 @@ def test_diversity_is_the_share_of_the_real_variance_within_classes():
 @pytest.mark.parametrize("label", [3, -1])
 def test_class_ids_out_of_range_are_named(label):
     given = batch() | {"class_labels": torch.tensor([0, 1, label, 2])}
-    with pytest.raises(ValueError, match=rf"`class_labels` \d is {label}, not one of 0..2"):
+    with pytest.raises(ValueError, match=rf"`class_labels`\[2\] is {label}, but the model knows the"):
         objective().loss(given, "discriminator")
 
 
@@ -219,6 +219,10 @@ def test_missing_conditions_are_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"models": {"vocab_size": 3}, "tokenizer": word_tokenizer(["red", "bag"])},
+            r"ids up to 3, but the gen",
+        ),
         ({"adversarial_loss": "wasserstein"}, r"No adversarial loss 'wasserstein'; there are relativistic"),
         ({"gamma": -1.0}, r"`gamma`=-1.0 and `gamma_end`=None must be at least 0"),
         ({"gamma_end": 0.1}, r"`gamma_end`=0.1 must be at least 0, and `gamma_steps`=0 at least 1"),

@@ -164,9 +164,10 @@ def test_a_class_is_drawn_by_the_pictures_own_seed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_labels": "coat"}, r"`class_labels` has 'coat', which is no class; there are bag, shoe, hat"),
-        ({"class_labels": [1, 3]}, r"`class_labels` 1 is 3, not one of 0..2"),
-        ({"class_labels": -1}, r"`class_labels` 0 is -1, not one of 0..2"),
+        ({"class_labels": "coat"}, r"`class_labels`\[0\]='coat' is none of \['bag', 'shoe', 'hat'\]"),
+        ({"class_labels": [1, 3]}, r"`class_labels`\[1\] is 3, but the model knows the classes 0 to 2"),
+        ({"class_labels": -1}, r"`class_labels`\[0\] is -1, but the model knows the classes 0 to 2"),
+        ({"class_labels": []}, r"No picture is asked for: `class_labels` is empty"),
         ({"prompt": "a bag"}, r"reads no texts; leave `prompt` out"),
         ({"seed": [1, 2]}, r"`seed` has 2 entries for 1 pictures"),
         ({"generator": [torch.Generator()] * 3}, r"`generator` has 3 entries for 1 pictures"),
@@ -182,7 +183,7 @@ def test_faulty_wishes_are_named(options, message):
 
 
 def test_a_generator_of_ids_alone_says_so():
-    with pytest.raises(ValueError, match=r"has 'bag', which is no class; there are no names, only ids"):
+    with pytest.raises(ValueError, match=r"\[0\]='bag' is no name of a class; there are none, only numbers"):
         pipeline(class_names=None)(class_labels="bag")
 
 
@@ -196,6 +197,40 @@ def test_texts_that_are_missing_or_too_long_are_named():
         pipe(prompt=["an apple", "a red red red apple"])
     with pytest.raises(ValueError, match=r"knows no classes; leave `class_labels` out"):
         pipe(class_labels=0)
+
+
+def test_a_fraction_is_no_class():
+    with pytest.raises(TypeError, match=r"`class_labels`\[0\]=1\.7 is neither the number nor the name"):
+        pipeline()(class_labels=[1.7])
+
+
+def test_numbers_of_numpy_are_numbers():
+    pipe = pipeline()
+    wanted = drawn(pipe, class_labels=2, seed=3)
+    assert_close(drawn(pipe, class_labels=np.int64(2), seed=np.int64(3)), wanted, rtol=0, atol=0)
+    film = pipe.interpolate(seeds=np.int64(4), class_labels=np.array([2, 0]), frames=1, output_type="pt")
+    wanted = drawn(pipe, class_labels=[2, 0], seed=[4, 4])
+    assert_close(film.images, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("prompt", ["x", []])
+def test_without_what_reads_texts_that_is_said(prompt):
+    with pytest.raises(ValueError, match=r"has no `tokenizer` to read `prompt` by; build it with the one"):
+        GANPipeline(generator(vocab_size=8))(prompt=prompt)
+    with pytest.raises(ValueError, match=r"has no `text_encoder` to read `prompt` by; build it with the one"):
+        GANPipeline(generator(text_embed_dim=7), word_tokenizer(["x"]))(prompt=prompt)
+
+
+def test_an_empty_list_of_texts_is_named():
+    with pytest.raises(ValueError, match=r"No picture is asked for: `prompt` is an empty list"):
+        words_pipeline()(prompt=[])
+
+
+def test_a_tokenizer_with_more_words_than_the_generator_is_refused():
+    words = word_tokenizer(["a", "green", "red", "apple", "pear"])
+    last = len(words) - 1
+    with pytest.raises(ValueError, match=rf"ids up to {last}, but the generator has `vocab_size`={last};"):
+        GANPipeline(generator(vocab_size=last), words)
 
 
 @pytest.mark.parametrize(

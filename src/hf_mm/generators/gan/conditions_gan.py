@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .blocks_gan import scaled_normal
 
-__all__ = ["ConditionEmbedding", "check_class_labels", "check_conditions", "pooled_text"]
+__all__ = ["ConditionEmbedding", "check_conditions", "check_words", "pooled_text"]
 
 
 class ConditionEmbedding(nn.Module):
@@ -103,19 +103,24 @@ def check_conditions(
         )
 
 
-def check_class_labels(class_labels: Sequence[int], num_classes: int) -> None:
-    """Refuse class ids that there are not.
+def check_words(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int | None) -> None:
+    """Refuse a tokenizer with words that a net's own text embedding has not.
 
     Args:
-        class_labels: Ids.
-        num_classes: How many classes there are.
+        tokenizer: Of the texts; `None` where there are none yet.
+        vocab_size: Words of the net; `None` where something else reads the texts.
 
     Raises:
-        ValueError: Names the first one, by its place from 0.
+        ValueError: As said.
     """
-    for place, label in enumerate(class_labels):
-        if not 0 <= label < num_classes:
-            raise ValueError(f"`class_labels` {place} is {label}, not one of 0..{num_classes - 1}.")
+    if tokenizer is None or vocab_size is None:
+        return
+    last = max(tokenizer.get_vocab().values())
+    if last >= vocab_size:
+        raise ValueError(
+            f"The tokenizer has ids up to {last}, but the generator has `vocab_size`={vocab_size}; use the "
+            "tokenizer that it is made for."
+        )
 
 
 @torch.no_grad()

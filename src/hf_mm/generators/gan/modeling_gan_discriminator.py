@@ -11,8 +11,8 @@ Shapes: B pictures, C channels of a stage, K width of the condition, S pixels a 
 import math
 from dataclasses import dataclass
 
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -11,8 +11,8 @@ text encoder, C channels of a stage, S pixels a side of a picture.
 from dataclasses import dataclass
 
 import torch
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...layers.class_ids import check_class_ids
 from ...objectives.adversarial import (
     ADVERSARIAL_LOSSES,
     discriminator_loss,
@@ -21,7 +22,7 @@ from ...objectives.adversarial import (
     squared_gradients,
 )
 from ...objectives.phased import DivergedError, PhasedObjective
-from .conditions_gan import check_class_labels, pooled_text
+from .conditions_gan import check_words, pooled_text
 from .modeling_gan_discriminator import MMGANDiscriminator
 from .modeling_gan_generator import MMGANGenerator
 from .pipeline_gan import GANPipeline, tokens_of_prompts
@@ -51,7 +52,7 @@ class GANObjective(PhasedObjective):
         collapse_start: Steps after which that is watched.
 
     Raises:
-        ValueError: An unknown loss, a weight below 0, or two models that do not fit each other.
+        ValueError: An unknown loss, a weight below 0, or models or a tokenizer that do not fit each other.
     """
 
     phases = ("discriminator", "generator")
@@ -83,6 +84,7 @@ class GANObjective(PhasedObjective):
                 f"{gamma_steps} at least 1 to get from one to the other."
             )
         _check_partners(generator, discriminator, text_encoder)
+        check_words(tokenizer, generator.config["vocab_size"])
         self.generator, self.discriminator = generator, discriminator
         self.adversarial_loss = adversarial_loss
         self.gamma, self.gamma_end, self.gamma_steps = gamma, gamma_end, gamma_steps
@@ -156,7 +158,7 @@ class GANObjective(PhasedObjective):
             if "class_labels" not in batch:
                 raise ValueError(f"The model is asked by classes, but the batch has only {sorted(batch)}.")
             labels = batch["class_labels"]
-            check_class_labels([int(labels.min()), int(labels.max())], config["num_classes"])
+            check_class_ids(labels, config["num_classes"])
             return {"class_labels": labels}
         if config["vocab_size"] is None and config["text_embed_dim"] is None:
             return {}

@@ -9,16 +9,20 @@ Shapes: B pictures, Z numbers of noise, K width of the condition, L tokens.
 
 import math
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...hub.diffusers_code import RemotePipelineMixin
-from .conditions_gan import check_class_labels, pooled_text
+from ...layers.class_ids import class_ids
+from .conditions_gan import check_words, pooled_text
 
 __all__ = ["GANPipeline", "spherical_mixture", "tokens_of_prompts", "truncated_normal"]
 
@@ -38,6 +42,9 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         generator: An `MMGANGenerator`.
         tokenizer: For a generator that is asked by texts.
         text_encoder: For a generator with `text_embed_dim`.
+
+    Raises:
+        ValueError: The tokenizer has words that the generator has not.
     """
 
     model_cpu_offload_seq = "text_encoder->generator"
@@ -51,6 +58,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(generator=generator, tokenizer=tokenizer, text_encoder=text_encoder)
+        check_words(tokenizer, self.generator.config["vocab_size"])
         self.image_processor = VaeImageProcessor()
 
     @torch.no_grad()
@@ -86,12 +94,13 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             return_dict: An output object with `images`, or else a tuple of them.
 
         Raises:
+            TypeError: A class is neither a whole number nor a name.
             ValueError: A class or text that the generator does not take, or does not know; too long a text;
-                numbers of seeds or noise that are not those of the pictures.
+                numbers of seeds or noise that are not those of the pictures; noise in two ways.
         """
         _check_output(output_type)
-        given = _as_list(class_labels) or _as_list(prompt) or [None]
-        count = num_images_per_prompt * len(given)
+        asked = self._asked(class_labels, prompt)
+        count = num_images_per_prompt * (1 if asked is None else len(asked))
         if num_images_per_prompt < 1 or chunk_size < 1:
             raise ValueError(
                 f"`num_images_per_prompt`={num_images_per_prompt} and `chunk_size`={chunk_size} must be at "
@@ -100,7 +109,7 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         noise, drawn = self._noise(_noise_sources(count, seed, generator), truncation)
         if latents is not None:
             noise = self._checked(latents, count)
-        condition = self._condition(class_labels, prompt, drawn, num_images_per_prompt)
+        condition = self._condition(asked, drawn, num_images_per_prompt)
         return self._draw(noise, condition, chunk_size, output_type, return_dict)
 
     @torch.no_grad()
@@ -131,15 +140,17 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             ValueError: Fewer than two pictures, or other numbers of seeds and conditions; else as a call.
         """
         _check_output(output_type)
-        keys, given = _as_list(seeds), _as_list(class_labels) or _as_list(prompt)
-        stops = max(len(keys), len(given))
-        if stops < 2 or frames < 1 or {len(keys), len(given or keys)} - {1, stops}:
+        keys: list[int] = [int(seeds)] if isinstance(seeds, int | np.integer) else list(seeds)
+        asked = self._asked(class_labels, prompt)
+        given = 0 if asked is None else len(asked)
+        stops = max(len(keys), given)
+        if stops < 2 or frames < 1 or {len(keys), given or len(keys)} - {1, stops}:
             raise ValueError(
-                f"{len(keys)} `seeds` and {len(given)} conditions with `frames`={frames} make no film; "
+                f"{len(keys)} `seeds` and {given} conditions with `frames`={frames} make no film; "
                 "give two pictures at least, one of each for all or one for each."
             )
         latents, drawn = self._noise(_noise_sources(len(keys), keys, None), truncation)
-        condition = self._condition(class_labels, prompt, drawn, 1)
+        condition = self._condition(asked, drawn, 1)
         latents = latents.expand(stops, -1)
         shares = torch.arange(frames * (stops - 1) + 1) / frames
         places = shares.long().clamp(max=stops - 2)
@@ -171,45 +182,50 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             raise ValueError(f"`latents` must be {wanted} for {count} pictures, got {tuple(latents.shape)}.")
         return latents
 
-    def _condition(
+    def _asked(
         self,
         class_labels: int | str | Sequence[int | str] | None,
         prompt: str | Sequence[str] | None,
-        drawn: list[int],
-        num_images_per_prompt: int,
-    ) -> Tensor | None:
-        """(B, K) vectors of what was asked for, or else of the classes drawn; `None` where none are taken."""
-        config, device = self.generator.config, self._execution_device
-        by_class = config["num_classes"] is not None
-        by_text = config["vocab_size"] is not None or config["text_embed_dim"] is not None
-        if class_labels is not None and not by_class:
+    ) -> Tensor | list[str] | None:
+        """Ids of classes (N,), or N texts; `None` where nothing particular is asked for."""
+        config = self.generator.config
+        if class_labels is not None and config["num_classes"] is None:
             raise ValueError("This generator knows no classes; leave `class_labels` out.")
+        by_text = config["vocab_size"] is not None or config["text_embed_dim"] is not None
         if prompt is not None and not by_text:
             raise ValueError("This generator reads no texts; leave `prompt` out.")
-        if by_class:
-            ids = drawn if class_labels is None else self._class_ids(_as_list(class_labels))
-            vectors = self.generator.condition(class_labels=torch.tensor(ids, device=device))
-            return vectors if class_labels is None else vectors.repeat_interleave(num_images_per_prompt, 0)
+        if class_labels is not None:
+            return class_ids(class_labels, config["num_classes"], config["class_names"] or ())
         if not by_text:
             return None
         if prompt is None:
             raise ValueError("This generator is asked by texts; pass `prompt`.")
-        words = tokens_of_prompts(self.tokenizer, _as_list(prompt), config["text_context"])
-        words = {name: value.to(device) for name, value in words.items()}
-        if self.text_encoder is not None:
-            words = {"text_embeds": pooled_text(self.text_encoder, **words)}
-        return self.generator.condition(**words).repeat_interleave(num_images_per_prompt, 0)
+        if self.tokenizer is None or (config["text_embed_dim"] is not None and self.text_encoder is None):
+            missing = "tokenizer" if self.tokenizer is None else "text_encoder"
+            raise ValueError(
+                f"This pipeline has no `{missing}` to read `prompt` by; build it with the one that the "
+                "generator was trained with."
+            )
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("No picture is asked for: `prompt` is an empty list.")
+        return prompts
 
-    def _class_ids(self, class_labels: Sequence[int | str]) -> list[int]:
-        """Ids of classes given by id or name."""
-        names = list(self.generator.config["class_names"] or [])
-        unknown = [label for label in class_labels if isinstance(label, str) and label not in names]
-        if unknown:
-            known = ", ".join(names) if names else "no names, only ids"
-            raise ValueError(f"`class_labels` has {unknown[0]!r}, which is no class; there are {known}.")
-        ids = [names.index(label) if isinstance(label, str) else int(label) for label in class_labels]
-        check_class_labels(ids, self.generator.config["num_classes"])
-        return ids
+    def _condition(
+        self, asked: Tensor | list[str] | None, drawn: list[int], num_images_per_prompt: int
+    ) -> Tensor | None:
+        """(B, K) vectors of what was asked for, or else of the classes drawn; `None` where none are taken."""
+        device = self._execution_device
+        if isinstance(asked, list):
+            words = tokens_of_prompts(self.tokenizer, asked, self.generator.config["text_context"])
+            words = {name: value.to(device) for name, value in words.items()}
+            if self.text_encoder is not None:
+                words = {"text_embeds": pooled_text(self.text_encoder, **words)}
+            return self.generator.condition(**words).repeat_interleave(num_images_per_prompt, 0)
+        if asked is not None:
+            vectors = self.generator.condition(class_labels=asked.to(device))
+            return vectors.repeat_interleave(num_images_per_prompt, 0)
+        return self.generator.condition(class_labels=torch.tensor(drawn, device=device)) if drawn else None
 
     def _draw(
         self, latents: Tensor, condition: Tensor | None, chunk_size: int, output_type: str, return_dict: bool
@@ -304,11 +320,11 @@ def _noise_sources(
     """Where the noise of each picture comes from."""
     if seed is not None and generator is not None:
         raise ValueError("`seed` and `generator` both say where the noise comes from; pass one of them.")
-    if isinstance(seed, int):
-        seed = range(seed, seed + count)
+    if isinstance(seed, int | np.integer):
+        seed = range(int(seed), int(seed) + count)
     sources: list[Any]
     if seed is not None:
-        sources = [torch.Generator().manual_seed(number) for number in seed]
+        sources = [torch.Generator().manual_seed(index(number)) for number in seed]
     elif generator is None or isinstance(generator, torch.Generator):
         sources = [generator] * count
     else:
@@ -317,13 +333,6 @@ def _noise_sources(
         name = "generator" if seed is None else "seed"
         raise ValueError(f"`{name}` has {len(sources)} entries for {count} pictures; give one for each.")
     return sources
-
-
-def _as_list(value: Any) -> list:
-    """One or several, as a list; none as an empty one."""
-    if value is None:
-        return []
-    return [value] if isinstance(value, int | str) else list(value)
 
 
 def _check_output(output_type: str) -> None:
