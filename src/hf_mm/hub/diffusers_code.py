@@ -59,6 +59,7 @@ class RemoteModelMixin:
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
         push_to_hub: bool = False,
+        use_flashpack: bool = False,
         **kwargs: Any,
     ) -> None:
         """Save weights, config and code so that they can be loaded again, with or without this package.
@@ -71,6 +72,7 @@ class RemoteModelMixin:
             variant: Part of the name of the weights' file, such as "fp16" or "ema".
             max_shard_size: Size from which weights are split into several files.
             push_to_hub: Also push what was saved, by `repo_id` and the like in `kwargs`.
+            use_flashpack: Write weights in that format, as in diffusers.
             **kwargs: All else that the parent's method takes.
 
         Raises:
@@ -82,6 +84,7 @@ class RemoteModelMixin:
             return
         with publishing_folder(fspath(save_directory), push_to_hub, kwargs) as temporary:
             save = super().save_pretrained  # ty: ignore[missing-attribute]
+            kwargs["use_flashpack"] = use_flashpack
             save(str(temporary), variant=variant, max_shard_size=max_shard_size, **kwargs)
 
 
@@ -118,6 +121,7 @@ class RemotePipelineMixin:
         variant: str | None = None,
         max_shard_size: int | str | None = None,
         push_to_hub: bool = False,
+        use_flashpack: bool = False,
         **kwargs: Any,
     ) -> None:
         """Save every component, the index and the code.
@@ -128,6 +132,7 @@ class RemotePipelineMixin:
             variant: Part of the name of the weights' files, such as "fp16" or "ema".
             max_shard_size: Size from which the weights of a component are split into several files.
             push_to_hub: Also push what was saved, by `repo_id` and the like in `kwargs`.
+            use_flashpack: Write weights in that format, as in diffusers.
             **kwargs: All else that the parent's method takes.
 
         Raises:
@@ -137,6 +142,7 @@ class RemotePipelineMixin:
         _refuse_pickles(safe_serialization)
         with publishing_folder(fspath(save_directory), push_to_hub, kwargs) as temporary:
             save = super().save_pretrained  # ty: ignore[missing-attribute]
+            kwargs["use_flashpack"] = use_flashpack
             save(str(temporary), variant=variant, max_shard_size=max_shard_size, **kwargs)
 
 

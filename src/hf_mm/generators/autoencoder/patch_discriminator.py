@@ -10,8 +10,8 @@ them; the logit of a picture would depend on its neighbours, on the number of pr
 Shapes: B pictures, C channels, Y x X pixels, H x W patches.
 """
 
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ...hub.diffusers_code import RemoteModelMixin

@@ -6,6 +6,7 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: B pictures, C channels of the latents.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ def measure_scaling_factor(model: Any, batches: Iterable[Mapping[str, Tensor] | 
         The factor, `model.config.scaling_factor` from now on, and in what `save_pretrained` writes.
 
     Raises:
-        ValueError: There are no pictures, or all latents are equal.
+        ValueError: There are no pictures, or all latents are equal, or some are not finite; the config is as
+            it was.
     """
     count, total, squares = 0, 0.0, 0.0
     training = model.training
@@ -51,6 +53,11 @@ def measure_scaling_factor(model: Any, batches: Iterable[Mapping[str, Tensor] | 
         model.train(training)
     if not count:
         raise ValueError("`batches` has no pictures; give those of the training split.")
+    if not math.isfinite(squares):
+        raise ValueError(
+            f"Some of the {count} latents are not finite, so they have no scale; the pictures or the weights "
+            f"are not, or {model.dtype} is too coarse for this encoder."
+        )
     mean = total / count
     deviation = max(squares / count - mean**2, 0.0) ** 0.5
     if deviation <= LEAST_DEVIATION_SHARE * abs(mean):

@@ -126,7 +126,8 @@ class CodePipeline(RemotePipelineMixin, DiffusionPipeline):
         images: Any = codes
         if output_type != "codes":
             pixels = pictures_of_codes(self.vqvae, codes).float()
-            images = self.image_processor.postprocess(pixels, output_type=output_type)
+            postprocess: Any = self.image_processor.postprocess
+            images = postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

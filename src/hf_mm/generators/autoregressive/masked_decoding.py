@@ -80,7 +80,8 @@ def masked_codes(
         noise: Gives exponential noise (B, n) for n, see `row_noise`.
 
     Yields:
-        (B, L) after each round, a new tensor; what is still masked is -1.
+        (B, L) after each round, a new tensor; what is still masked is -1. What the caller changes in it, the
+        next rounds read, and keep.
     """
     num_codes, mask_id = vocabulary.num_codes, vocabulary.mask_id
     nothing = vocabulary.null_prefixes(len(prefixes)).to(prefixes.device)
@@ -96,8 +97,10 @@ def masked_codes(
         filled = torch.where(masked, drawn.view_as(codes), codes)
         sureness = sureness.masked_fill(~masked, torch.inf)  # what is fixed stays
         ranks = sureness.argsort(-1).argsort(-1)
-        codes = torch.where(ranks < masks_left(step, steps, length), mask_id, filled)
-        yield codes.masked_fill(codes == mask_id, -1)
+        again = masked & (ranks < masks_left(step, steps, length))
+        shown = filled.masked_fill(again, -1)
+        yield shown
+        codes = shown.masked_fill(shown < 0, mask_id)
 
 
 def _logits(

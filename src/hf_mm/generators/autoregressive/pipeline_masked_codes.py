@@ -71,7 +71,7 @@ class VQMaskedPipeline(CodePipeline):
             output_type: "pil", "np" (B, Y, X, C) or "pt" (B, C, Y, X) in [0, 1], or "codes" (B, h, w).
             return_dict: Whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end: Called as diffusers does, with pipeline, step, step, {"codes": (B, h * w)};
-                those still to come are -1.
+                those still to come are -1, those it changes or returns are read on and stay.
             callback_on_step_end_tensor_inputs: Names of what it is given.
 
         Raises:

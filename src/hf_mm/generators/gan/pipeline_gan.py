@@ -237,7 +237,8 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             asked = None if condition is None else condition[places]
             parts.append(self.generator(latents[places], condition_embeds=asked).sample)
         sample = torch.cat(parts)[: len(latents)]
-        images = self.image_processor.postprocess(sample, output_type=output_type)
+        postprocess: Any = self.image_processor.postprocess
+        images = postprocess(sample, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
