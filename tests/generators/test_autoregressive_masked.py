@@ -87,6 +87,39 @@ def test_guidance_of_one_is_one_forward_pass():
         assert seen == [rows] * 3
 
 
+def test_codes_that_a_callback_changes_are_read_on_and_stay():
+    """The first round alone is changed."""
+    pipe, seen, read = masked_pipeline(), [], []
+
+    def change(pipe, step, timestep, tensors):
+        seen.append(tensors["codes"].clone())
+        changed = (seen[0] + 1) % CODES
+        return {"codes": torch.where(seen[0] >= 0, changed, seen[0])} if step == 0 else None
+
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"][:2, 1:]), with_kwargs=True
+    )
+    call = {"class_labels": [0, 1], "seed": 3, "num_inference_steps": 4, "output_type": "codes"}
+    drawn = pipe(**call, callback_on_step_end=change).images.flatten(1)
+    hook.remove()
+    fixed = seen[0] >= 0
+    assert fixed.any()
+    for tokens in (*read[1:], drawn):
+        assert torch.equal(tokens[fixed], (seen[0][fixed] + 1) % CODES)
+
+
+def test_a_picture_that_a_callback_completes_stays():
+    full = torch.arange(LENGTH).expand(2, -1) % CODES
+    drawn = masked_pipeline()(
+        class_labels=[0, 1],
+        seed=3,
+        num_inference_steps=4,
+        output_type="codes",
+        callback_on_step_end=lambda pipe, step, timestep, tensors: {"codes": full} if step == 0 else None,
+    ).images
+    assert torch.equal(drawn.flatten(1), full)
+
+
 @torch.no_grad()
 def test_a_code_depends_on_those_after_it_too():
     model, prefixes = bert(), VOCABULARY.class_prefixes([0])
