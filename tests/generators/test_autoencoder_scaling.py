@@ -59,6 +59,16 @@ def test_measuring_leaves_a_codebook_as_it_was(pictures):
     assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_latents_that_are_not_finite_leave_the_config_alone(pictures, value):
+    model = AutoencoderKL(**TINY)
+    torch.nn.init.constant_(model.quant_conv.bias, value)
+    before = model.config.scaling_factor
+    with pytest.raises(ValueError, match=r"Some of the 1920 latents are not finite, so they have no scale"):
+        measure_scaling_factor(model, [pictures])
+    assert model.config.scaling_factor == before
+
+
 def test_mistakes_are_named(pictures):
     model = AutoencoderKL(**TINY)
     with pytest.raises(ValueError, match="`batches` has no pictures"):
