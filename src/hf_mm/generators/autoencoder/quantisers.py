@@ -164,8 +164,8 @@ class MovingAverageQuantiser(CodebookQuantiser):
     The codebook learns in training mode with gradients enabled, and never else: a forward pass for a
     discriminator belongs under `no_grad`, so that a batch counts once. It learns in each forward pass, not in
     the optimizer's step: with accumulated gradients each small batch is a step of the averages, from fewer
-    vectors, and its codes are those that the ones before it left. So accumulation is not one large batch here,
-    unlike several processes; a `decay` nearer to 1 makes up for the larger number of steps.
+    vectors, and its codes are those that the ones before it left. So accumulation is not one large batch
+    here, unlike several processes; a `decay` nearer to 1 makes up for the larger number of steps.
 
     It starts as the k-means of the first small batch; later, codes that hardly any vector chooses start again
     at vectors of the batch. All processes see the sums over all of them, and draw from torch's generator, so
