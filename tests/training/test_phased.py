@@ -300,6 +300,9 @@ def test_what_has_no_meaning_here_is_refused(tmp_path):
     for name, value in refused.items():
         with pytest.raises(ValueError, match=f"`{name}`={value!r} has no meaning for PhasedTrainer: "):
             run_of(tmp_path, **{name: value})
+    for schedule in ("reduce_lr_on_plateau", "greedy"):  # transformers wants an evaluation for the first
+        with pytest.raises(ValueError, match=f"`lr_scheduler_type`='{schedule}' has no meaning for Phased"):
+            run_of(tmp_path, lr_scheduler_type=schedule, eval_strategy="steps", eval_steps=1)
     with pytest.raises(ValueError, match="`preview_steps`=-1 and `preview_count`=4 must be 0 or more"):
         run_of(tmp_path, options={"preview_steps": -1})
     with pytest.raises(ValueError, match="`train_dataset` has no rows; there is nothing to learn"):

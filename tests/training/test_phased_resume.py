@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 
 import numpy as np
@@ -121,6 +122,18 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, kill, lef
     run = run_of(tmp_path / "killed", TinyGAN(seed=1))
     assert_close(finished(run, resume_from_checkpoint=True), whole, rtol=0, atol=0)
     assert not list((tmp_path / "killed").glob("_unfinished-*"))
+
+
+@pytest.mark.parametrize("way", ["call", "argument"])
+def test_last_is_the_last_checkpoint_or_the_beginning(tmp_path, way):
+    argument = {"resume_from_checkpoint": "last"}
+    settings, call = ({}, argument) if way == "call" else (argument, {})
+    begun = run_of(tmp_path, **settings)
+    whole = finished(begun, **call)  # there is no checkpoint yet
+    assert begun.state.global_step == 6
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    run = run_of(tmp_path, TinyGAN(seed=1), **settings)
+    assert_close(finished(run, **call), whole, rtol=0, atol=0)
 
 
 def test_old_checkpoints_are_deleted(tmp_path):

@@ -316,7 +316,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         card=GeneratorCard(name, f"An autoencoder (`{recipe.model}`) of {recipe.dataset}.", recipe.dataset),
     )
     objective.adversarial_start = round(ADVERSARIAL_SHARE * trainer.max_steps)
-    trained = trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else None)
+    trained = trainer.train()
     folder = Path(str(args.output_dir))
     results: dict[str, Any] = {"model": recipe.model, "dataset": recipe.dataset, "seed": args.seed}
     results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}

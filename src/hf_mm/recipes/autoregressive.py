@@ -311,8 +311,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         ema_decay=EMA_DECAY,
         card=GeneratorCard(folder.name, dataset=recipe.dataset),
     )
-    resumed = args.resume_from_checkpoint
-    trained = trainer.train(True if resumed == "last" else resumed)
+    trained = trainer.train()
     weights = sum(weight.numel() for weight in pipe.transformer.parameters())
     results: dict[str, Any] = {"train_seconds": trained["train_runtime"], "steps": trainer.state.global_step}
     with trainer.averages_applied():

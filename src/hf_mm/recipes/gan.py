@@ -226,8 +226,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     )
     objective.gamma_steps = trainer.max_steps
     trainer.preview_steps = max(trainer.max_steps // PREVIEWS, 1)
-    resumed = args.resume_from_checkpoint
-    trained = trainer.train(True if resumed == "last" else resumed)
+    trained = trainer.train()
     results: dict[str, Any] = {name: getattr(recipe, name) for name in ("dataset", "condition", "gamma")}
     results |= {"adversarial_loss": recipe.adversarial_loss, "seed": args.seed, "train_rows": len(train)}
     results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}

@@ -148,8 +148,8 @@ class PhasedTrainer:
         """Train.
 
         Args:
-            resume_from_checkpoint: A checkpoint to go on from, or `True` for the last one in `output_dir`;
-                by default what `args` says.
+            resume_from_checkpoint: A checkpoint to go on from; `True` for the last one in `output_dir`;
+                "last" for that, or for the beginning where there is none yet. By default what `args` says.
 
         Returns:
             Runtime, speed and peak memory, and the last logged means, with names that begin with "train_".
@@ -206,14 +206,14 @@ class PhasedTrainer:
         given = self.args.resume_from_checkpoint if given is None else given
         if not given:
             return None
-        if given is True:
-            found = last_checkpoint(self.folder)
-            if found is None:
-                raise FileNotFoundError(
-                    f"{self.folder} has no checkpoint to go on from; train without `resume_from_checkpoint`."
-                )
-            return Path(found)
-        return Path(str(given))
+        if given is not True and given != "last":
+            return Path(str(given))
+        found = last_checkpoint(self.folder)
+        if found is None and given is True:
+            raise FileNotFoundError(
+                f"{self.folder} has no checkpoint to go on from; train without `resume_from_checkpoint`."
+            )
+        return None if found is None else Path(found)
 
     def _begin(self, checkpoint: Path | None) -> list[dict[str, Any]] | None:
         """Set everything up; the state of chance of a checkpoint."""

@@ -3,10 +3,11 @@
 from collections.abc import Sized
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 __all__ = ["check_arguments"]
 
+MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # they wait for a measure of each evaluation
 REFUSED = (
     ("eval_strategy", ("no",), "measure the saved pipeline after training"),
     ("load_best_model_at_end", (False,), "measure the saved pipeline after training"),
@@ -35,6 +36,12 @@ def check_arguments(args: TrainingArguments, dataset: object) -> None:
         ValueError: An argument that this loop does not know; no rows; or several devices in one process.
         TypeError: The data set has no length.
     """
+    schedule = str(SchedulerType(args.lr_scheduler_type).value)
+    if schedule in MEASURING_SCHEDULES:
+        raise ValueError(
+            f"`lr_scheduler_type`={schedule!r} has no meaning for PhasedTrainer: nothing is measured during "
+            "a run; take a schedule by steps, such as 'cosine'."
+        )
     for name, accepted, instead in REFUSED:
         value = getattr(args, name)
         value = getattr(value, "value", value)
