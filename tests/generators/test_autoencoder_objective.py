@@ -241,3 +241,8 @@ def test_mistakes_are_named(batch):
         learner.loss({"pixel_values": torch.zeros(1, 3, 16, 16)}, "autoencoder")
     with pytest.raises(ValueError, match="`pixel_values` are 15x16 px, sides must be multiples of 2"):
         learner.loss({"pixel_values": torch.zeros(1, 1, 15, 16)}, "autoencoder")
+
+
+def test_other_models_are_refused():
+    with pytest.raises(TypeError, match="`model` is a Linear, not an AutoencoderKL, MMVQAutoencoder or VQM"):
+        AutoencoderObjective(nn.Linear(2, 2))

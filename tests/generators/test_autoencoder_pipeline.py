@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from PIL import Image
 from torch.testing import assert_close
 
@@ -106,6 +106,19 @@ def test_the_same_seed_gives_the_same_pixels(kind):
     assert_close(draw(1, 2)[1:], draw(2))
 
 
+def test_as_many_pictures_as_latents():
+    latents = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pipe = pipeline()
+    found = pipe(latents=latents, output_type="pt").images
+    assert found.shape == (3, 1, 8, 8)
+    assert_close(pipe(3, latents=latents, output_type="pt").images, found, rtol=0, atol=0)
+
+
+def test_other_models_are_refused():
+    with pytest.raises(TypeError, match="`vae` is a UNet2DModel, not an AutoencoderKL, MMVQAutoencoder or"):
+        AutoencoderPipeline(UNet2DModel(8, block_out_channels=(32, 32, 32, 32)))
+
+
 def test_random_codes_reach_every_code_and_no_other():
     pipe = pipeline("fsq")
     latents = pipe._random_codes((200, 2, 4, 4), torch.Generator().manual_seed(0))
@@ -149,6 +162,22 @@ def test_half_precision_gives_pictures(pictures):
         (lambda pipe, one: pipe(height=7), "`height`=7 must be a multiple of 2"),
         (lambda pipe, one: pipe(0), "`batch_size`=0 must be at least 1"),
         (lambda pipe, one: pipe(latents=torch.zeros(1, 4, 2, 2)), r"must be \(batch, 3, height, width\)"),
+        (
+            lambda pipe, one: pipe(2, generator=[torch.Generator()] * 3),
+            "3 generators for `batch_size`=2; give one, or one for each",
+        ),
+        (
+            lambda pipe, one: pipe(2, latents=torch.zeros(3, 3, 2, 2)),
+            "`batch_size`=2, but there are 3 `latents`; leave it out",
+        ),
+        (
+            lambda pipe, one: pipe(latents=torch.zeros(1, 3, 2, 2), height=8, generator=torch.Generator()),
+            "decoded as they are, `height`, `generator` would have no effect; leave them out",
+        ),
+        (
+            lambda pipe, one: pipe(latents=torch.zeros(1, 3, 2, 2), uniform_codes=True),
+            "decoded as they are, `uniform_codes` would have no effect; leave it out",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message, pictures):

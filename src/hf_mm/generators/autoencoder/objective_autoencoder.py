@@ -26,7 +26,7 @@ from ...objectives.reconstruction import (
     reconstruction_loss,
 )
 from .patch_discriminator import MMPatchDiscriminator
-from .pipeline_autoencoder import AutoencoderPipeline
+from .pipeline_autoencoder import AutoencoderPipeline, check_autoencoder
 
 __all__ = ["AutoencoderObjective"]
 
@@ -63,6 +63,7 @@ class AutoencoderObjective(PhasedObjective):
         collapse_patience: Steps before latents that tell nothing count as collapsed.
 
     Raises:
+        TypeError: The model is none of these.
         ValueError: There is no such loss, or a weight is negative.
     """
 
@@ -85,6 +86,7 @@ class AutoencoderObjective(PhasedObjective):
         collapse_patience: int = 500,
     ) -> None:
         super().__init__()
+        check_autoencoder(model, "model")
         _check_choices(reconstruction, adversarial)
         weights = {
             "kl_weight": kl_weight,

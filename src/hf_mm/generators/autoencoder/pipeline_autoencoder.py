@@ -3,7 +3,7 @@
 Shapes: B pictures, C channels, Y x X pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...hub.diffusers_code import RemotePipelineMixin
 
-__all__ = ["AutoencoderPipeline"]
+__all__ = ["AutoencoderPipeline", "check_autoencoder"]
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 SEVERAL = 64  # pictures that go through the model at a time
@@ -32,12 +32,16 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
 
     Args:
         vae: `AutoencoderKL`, `MMVQAutoencoder`, or diffusers' `VQModel`.
+
+    Raises:
+        TypeError: It is none of these.
     """
 
     model_cpu_offload_seq = "vae"
 
     def __init__(self, vae: ModelMixin) -> None:
         super().__init__()
+        check_autoencoder(vae, "vae")
         self.register_modules(vae=vae)
         self.downscale = 2 ** (len(self._config["block_out_channels"]) - 1)
         self.image_processor = VaeImageProcessor(
@@ -51,7 +55,7 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         height: int | None = None,
         width: int | None = None,
         generator: Generators = None,
@@ -66,11 +70,12 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
         or a codebook, most of what the prior gives are no latents of pictures.
 
         Args:
-            batch_size: How many, B.
+            batch_size: How many, B; by default 1, or as many as there are `latents`.
             height: In pixels; by default the `sample_size` of the model.
             width: In pixels.
             generator: For the same pictures each time; or one for each picture.
-            latents: Decode these, (B, channels, height, width) as the model has them, instead of drawing any.
+            latents: Decode these, (B, channels, height, width) as the model has them, instead of drawing any;
+                nothing that says what to draw goes with them.
             uniform_codes: A codebook has no prior of its own; draw each place's code at random nevertheless.
             output_type: "pil", "np" (B, Y, X, C) or "pt" (B, C, Y, X), both in [0, 1].
             return_dict: Whether to return an `ImagePipelineOutput` or a tuple.
@@ -79,12 +84,13 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
             `images`.
 
         Raises:
-            ValueError: Sizes, shapes or the type of output are not possible, or a codebook is to be sampled
-                without `uniform_codes`.
+            ValueError: Sizes, shapes, numbers of generators or the type of output are not possible, arguments
+                contradict each other, or a codebook is to be sampled without `uniform_codes`.
         """
         _check_output_type(output_type)
         if latents is None:
-            shape = self._latent_shape(batch_size, height, width)
+            shape = self._latent_shape(1 if batch_size is None else batch_size, height, width)
+            _check_generators(generator, shape[0])
             if isinstance(self.vae, AutoencoderKL):
                 latents = randn_tensor(shape, generator, self.device, self.vae.dtype)
             elif uniform_codes:
@@ -94,11 +100,9 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
                     f"{type(self.vae).__name__} has a codebook and no prior to draw from; train a "
                     "transformer on its codes, or pass `uniform_codes=True` to see random codes."
                 )
-        elif latents.ndim != 4 or latents.shape[1] != self._latent_channels:
-            raise ValueError(
-                f"`latents` must be (batch, {self._latent_channels}, height, width), got "
-                f"{tuple(latents.shape)}."
-            )
+        else:
+            given = {"height": height, "width": width, "generator": generator}
+            self._check_latents(latents, batch_size, given | {"uniform_codes": uniform_codes or None})
         return self._output(self._decode(latents.to(self.device, self.vae.dtype)), output_type, return_dict)
 
     @torch.no_grad()
@@ -167,6 +171,23 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
             return self._config["latent_channels"]
         return self.vae.quant_conv.out_channels
 
+    def _check_latents(self, latents: Tensor, batch_size: int | None, others: Mapping[str, Any]) -> None:
+        """Latents that the model decodes, and no other wishes."""
+        if latents.ndim != 4 or latents.shape[1] != self._latent_channels:
+            raise ValueError(
+                f"`latents` must be (batch, {self._latent_channels}, height, width), got "
+                f"{tuple(latents.shape)}."
+            )
+        if batch_size not in (None, len(latents)):
+            raise ValueError(
+                f"`batch_size`={batch_size}, but there are {len(latents)} `latents`; leave it out."
+            )
+        if also := [f"`{name}`" for name, value in others.items() if value is not None]:
+            raise ValueError(
+                f"`latents` are decoded as they are, {', '.join(also)} would have no effect; leave "
+                f"{'it' if len(also) == 1 else 'them'} out."
+            )
+
     def _latent_shape(self, batch_size: int, height: int | None, width: int | None) -> tuple[int, ...]:
         sides = []
         for name, side in (("height", height), ("width", width)):
@@ -185,10 +206,6 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
         model: Any = self.vae
         count, _, rows, columns = shape
         several = generator if isinstance(generator, list) else [generator]
-        if len(several) not in (1, count):
-            raise ValueError(
-                f"{len(several)} generators for `batch_size`={count}; give one, or one for each."
-            )
         codes = model.config["num_vq_embeddings"] if isinstance(model, VQModel) else model.num_codes
         each = count // len(several)
         drawn = [
@@ -236,6 +253,31 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
         images: Any = self.image_processor.postprocess(pixels, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def check_autoencoder(model: Any, name: str) -> None:
+    """Refuse what is no autoencoder of pictures.
+
+    Ours is known by the name of its class: in a pipeline from the Hub it comes from a file of its own.
+
+    Args:
+        model: What was given.
+        name: As what.
+
+    Raises:
+        TypeError: It is neither `AutoencoderKL`, nor `MMVQAutoencoder`, nor `VQModel`.
+    """
+    ours = any(base.__name__ == "MMVQAutoencoder" for base in type(model).__mro__)
+    if not ours and not isinstance(model, AutoencoderKL | VQModel):
+        raise TypeError(
+            f"`{name}` is a {type(model).__name__}, not an AutoencoderKL, MMVQAutoencoder or VQModel; other "
+            "models encode and decode in other ways."
+        )
+
+
+def _check_generators(generator: Generators, count: int) -> None:
+    if isinstance(generator, list) and len(generator) not in (1, count):
+        raise ValueError(f"{len(generator)} generators for `batch_size`={count}; give one, or one for each.")
 
 
 def _check_pictures(images: Sequence[Any], name: str) -> None:
