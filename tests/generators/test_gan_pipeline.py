@@ -173,6 +173,14 @@ def test_a_class_is_drawn_by_the_pictures_own_seed():
         ({"generator": [torch.Generator()] * 3}, r"`generator` has 3 entries for 1 pictures"),
         ({"seed": 1, "generator": torch.Generator()}, r"`seed` and `generator` both say"),
         ({"latents": torch.zeros(1, 4)}, r"`latents` must be \(1, 5\) for 1 pictures, got \(1, 4\)"),
+        (
+            {"latents": torch.zeros(1, 5), "seed": 0, "truncation": 0.5},
+            r"`latents` are the noise as it is, `seed`, `truncation` would have no effect; leave them out",
+        ),
+        (
+            {"latents": torch.zeros(1, 5), "generator": torch.Generator()},
+            r"`latents` are the noise as it is, `generator` would have no effect; leave it out",
+        ),
         ({"truncation": 0.0}, r"`truncation`=0.0 must be above 0"),
         ({"num_images_per_prompt": 0}, r"`num_images_per_prompt`=0 and `chunk_size`=8 must be at least 1"),
     ],

@@ -85,7 +85,8 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             seed: Of each picture, or of the first, the next ones having the next numbers. A picture depends
                 on its own seed and condition, not on what else is drawn.
             generator: Source of the noise instead of `seed`: one for all, or one for each picture.
-            latents: (B, Z) the noise itself instead.
+            latents: (B, Z) the noise itself instead, as it is. Without `class_labels`, classes are then drawn
+                from torch's own generator.
             truncation: Largest absolute value of the noise: 0.5 or 1.0 for more usual and less different
                 pictures of the same seeds; `None` for any.
             chunk_size: Pictures that go through the generator at a time. Always as many, the last ones filled
@@ -105,6 +106,13 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
             raise ValueError(
                 f"`num_images_per_prompt`={num_images_per_prompt} and `chunk_size`={chunk_size} must be at "
                 "least 1."
+            )
+        given = {"seed": seed, "generator": generator, "truncation": truncation}
+        also = [f"`{name}`" for name, value in given.items() if value is not None]
+        if latents is not None and also:
+            raise ValueError(
+                f"`latents` are the noise as it is, {', '.join(also)} would have no effect; leave "
+                f"{'it' if len(also) == 1 else 'them'} out."
             )
         noise, drawn = self._noise(_noise_sources(count, seed, generator), truncation)
         if latents is not None:
