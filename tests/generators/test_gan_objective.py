@@ -173,6 +173,16 @@ def test_a_collapsed_generator_ends_the_run_and_is_named(tmp_path):
     assert f"The last good checkpoint is {tmp_path / 'checkpoint-2'}" in str(caught.value)
 
 
+def test_a_resumed_run_counts_on(tmp_path):
+    """Two of the logs that were too many came before the checkpoint."""
+    flags = {"max_steps": 9, "save_strategy": "steps", "save_steps": 1}
+    for resumed in (None, tmp_path / "checkpoint-3"):
+        learner = objective(collapse_start=2, patience=3)
+        learner.generator = Constant(learner.generator)
+        with pytest.raises(DivergedError, match="Step 4: The generator collapsed"):
+            PhasedTrainer(learner, settings(tmp_path, **flags), rows()).train(resumed)
+
+
 def test_a_generator_that_recovers_is_not_given_up():
     learner = objective(collapse_start=0, patience=2)
     for found in (0.01, 0.5, 0.01, 0.5):

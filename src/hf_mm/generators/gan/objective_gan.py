@@ -57,6 +57,7 @@ class GANObjective(PhasedObjective):
 
     phases = ("discriminator", "generator")
     averaged = ("generator",)
+    logs_below: Tensor
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class GANObjective(PhasedObjective):
         self.preview_prompts = tuple(preview_prompts)
         self.least_diversity, self.patience, self.collapse_start = least_diversity, patience, collapse_start
         self.frozen = () if text_encoder is None else ("text_encoder",)
-        self._logs_below = 0
+        self.register_buffer("logs_below", torch.zeros((), dtype=torch.long))  # a resumed run counts on
 
     def phase_parameters(self, phase: str) -> list[nn.Parameter]:
         """The weights of one of the two nets."""
@@ -193,10 +194,10 @@ class GANObjective(PhasedObjective):
         """Give up a generator that draws the same picture whatever the noise."""
         found = logs.get("diversity")
         if found is None or self.step < self.collapse_start or found >= self.least_diversity:
-            self._logs_below = 0
+            self.logs_below.zero_()
             return
-        self._logs_below += 1
-        if self._logs_below >= self.patience:
+        self.logs_below += 1
+        if self.logs_below >= self.patience:
             raise DivergedError(
                 f"The generator collapsed: its pictures have {found:.2g} of the "
                 f"variance of real ones, below `least_diversity`={self.least_diversity} for {self.patience} "
