@@ -191,3 +191,9 @@ def test_a_codebook_is_not_sampled_unasked(kind):
         pipeline(kind)()
     with pytest.raises(ValueError, match="2 generators for `batch_size`=3"):
         pipeline(kind)(3, generator=[torch.Generator(), torch.Generator()], uniform_codes=True)
+
+
+def test_no_offloading_is_promised():
+    """Its hooks sit on `forward`; parts of the models are called directly here."""
+    with pytest.raises(ValueError, match="no `model_cpu_offload_seq` class attribute is set"):
+        pipeline().enable_model_cpu_offload(device="cpu")

@@ -184,3 +184,10 @@ def test_codes_that_a_tokenizer_of_diffusers_makes_become_its_pictures():
     codes = codes_of_pictures(vqvae, pixels)
     assert codes.shape == (2, SIDE, SIDE)
     assert_close(pictures_of_codes(vqvae, codes), vqvae(pixels).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [raster_pipeline, masked_pipeline])
+def test_no_offloading_is_promised(build):
+    """Its hooks sit on `forward`; parts of the models are called directly here."""
+    with pytest.raises(ValueError, match="no `model_cpu_offload_seq` class attribute is set"):
+        build().enable_model_cpu_offload(device="cpu")

@@ -247,3 +247,9 @@ def test_a_tokenizer_with_more_words_than_the_generator_is_refused():
 def test_a_film_needs_two_pictures(options):
     with pytest.raises(ValueError, match=r"make no film; give two pictures at least"):
         pipeline().interpolate(**options)
+
+
+def test_no_offloading_is_promised():
+    """Its hooks sit on `forward`; parts of the models are called directly here."""
+    with pytest.raises(ValueError, match="no `model_cpu_offload_seq` class attribute is set"):
+        pipeline().enable_model_cpu_offload(device="cpu")

@@ -37,8 +37,6 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
         TypeError: It is none of these.
     """
 
-    model_cpu_offload_seq = "vae"
-
     def __init__(self, vae: ModelMixin) -> None:
         super().__init__()
         check_autoencoder(vae, "vae")
@@ -251,7 +249,6 @@ class AutoencoderPipeline(RemotePipelineMixin, DiffusionPipeline):
         self, pixels: Tensor, output_type: str, return_dict: bool
     ) -> ImagePipelineOutput | tuple[Any]:
         images: Any = self.image_processor.postprocess(pixels, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 

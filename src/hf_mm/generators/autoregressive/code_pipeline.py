@@ -40,7 +40,6 @@ class CodePipeline(RemotePipelineMixin, DiffusionPipeline):
         ValueError: The transformer has another vocabulary, or too few positions.
     """
 
-    model_cpu_offload_seq = "transformer->vqvae"
     _optional_components = ["tokenizer"]
     _callback_tensor_inputs = ["codes"]
     has_mask = False  # whether the last token of the transformer is a mask
@@ -128,7 +127,6 @@ class CodePipeline(RemotePipelineMixin, DiffusionPipeline):
             pixels = pictures_of_codes(self.vqvae, codes).float()
             postprocess: Any = self.image_processor.postprocess
             images = postprocess(pixels, output_type=output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _noise(

@@ -47,7 +47,6 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         ValueError: The tokenizer has words that the generator has not.
     """
 
-    model_cpu_offload_seq = "text_encoder->generator"
     _optional_components = ["tokenizer", "text_encoder"]
 
     def __init__(
@@ -247,7 +246,6 @@ class GANPipeline(RemotePipelineMixin, DiffusionPipeline):
         sample = torch.cat(parts)[: len(latents)]
         postprocess: Any = self.image_processor.postprocess
         images = postprocess(sample, output_type=output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
