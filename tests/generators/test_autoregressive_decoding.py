@@ -128,7 +128,8 @@ def test_settings_out_of_range_are_named(settings, message):
         raster_pipeline()(class_labels=0, **settings)
 
 
-def test_one_picture_takes_the_fast_step_for_every_code(monkeypatch):
+@pytest.mark.parametrize(("scale", "pictures", "rows"), [(1.0, 1, 1), (2.0, 1, 2), (2.0, 3, 6)])
+def test_every_code_takes_the_fast_step(monkeypatch, scale, pictures, rows):
     pipe = raster_pipeline().optimize_for_inference()
     step, slow = pipe.transformer.model.forward, []
 
@@ -138,8 +139,8 @@ def test_one_picture_takes_the_fast_step_for_every_code(monkeypatch):
 
     otherwise = step.otherwise
     monkeypatch.setattr(step, "otherwise", counted)
-    pipe(class_labels=1, guidance_scale=1.0, seed=0, output_type="codes")
-    assert slow == [(1, 1)]  # the condition alone
+    pipe(class_labels=[1] * pictures, guidance_scale=scale, seed=0, output_type="codes")
+    assert slow == [(rows, 1)]  # the condition alone
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])

@@ -99,6 +99,21 @@ def test_the_step_is_taken_by_the_models_it_is_for(name):
     assert {type(layer) is RoomyLayer for layer in cache.layers} == {name in STEPPING}
 
 
+@pytest.mark.parametrize("name", STEPPING)
+def test_rows_of_one_length_take_the_step_together(name):
+    """Three answers to one prompt, which soon differ."""
+    model, outputs = model_of(name), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        outputs.append(written(model, num_return_sequences=3, do_sample=True, temperature=2.0))
+        model.optimize_for_inference()
+    expected, got = outputs
+    assert {type(layer) for layer in got.past_key_values.layers} == {RoomyLayer}
+    assert len(got.sequences.unique(dim=0)) == 3
+    assert_close(got.sequences, expected.sequences)
+    assert_close(torch.stack(got.logits), torch.stack(expected.logits), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama, tied", "qwen2", "gemma2"])
 def test_bfloat16_is_as_near_to_float32_as_before(name):
     exact = torch.stack(written(model_of(name)).logits)

@@ -1,12 +1,13 @@
 """One token through a Llama-like language model in as few calls as its equation has.
 
 The models of transformers spend a good part of a token's time between the products: modules calling modules,
-masks for nothing, keys and values copied anew. A step computes what theirs do, from the same weights, when a
-single row is decoded by a single token; everything else goes through the model's own `forward`. There is one
-for Touvron et al. 2023, "LLaMA" (https://arxiv.org/abs/2302.13971), section 2.2, and relatives with the same
-layer: Mistral, Qwen 2, Qwen 3 (which normalises queries and keys), SmolLM 3 (some layers do not rotate).
+masks for nothing, keys and values copied anew. A step computes what theirs do, from the same weights, when
+rows of one length are decoded by a single token each; everything else goes through the model's own `forward`.
+There is one for Touvron et al. 2023, "LLaMA" (https://arxiv.org/abs/2302.13971), section 2.2, and relatives
+with the same layer: Mistral, Qwen 2, Qwen 3 (which normalises queries and keys), SmolLM 3 (some layers do not
+rotate).
 
-Shapes: D width, H query heads, G key and value heads, E width of a head, T tokens in the cache.
+Shapes: R rows, D width, H query heads, G key and value heads, E width of a head, T tokens in the cache.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ PARTLY_ROTATED = {"SmolLM3DecoderLayer"}
 class DecodingStep:
     """The `forward` of a decoder of `LAYERS`: a step where it can be one, else what was there before.
 
-    A step it is for one token of one row on a CPU, without gradients, behind a filled `DynamicCache`, with
+    A step it is for one token of each row on a CPU, without gradients, behind a filled `DynamicCache`, with
     sdpa attention, nothing padded, no further output asked for, and no hooks in the way.
 
     Args:
@@ -72,9 +73,9 @@ class DecodingStep:
         """Take the arguments of the decoder's `forward`; return what it returns."""
         if (
             (input_ids is None) != (inputs_embeds is None)
-            and self._is_step(input_ids if inputs_embeds is None else inputs_embeds, attention_mask)
+            and self._is_step(given := input_ids if inputs_embeds is None else inputs_embeds, attention_mask)
             and self._is_simple(kwargs | {"use_cache": use_cache is False})
-            and self._is_filled(past_key_values)
+            and self._is_filled(past_key_values, len(given))
         ):
             if inputs_embeds is None:
                 inputs_embeds = self.decoder.embed_tokens(input_ids)
@@ -92,7 +93,7 @@ class DecodingStep:
         )
 
     def _is_step(self, given: Any, attention_mask: Any) -> bool:
-        if given.shape[:2] != (1, 1) or given.device.type != "cpu" or torch.is_grad_enabled():
+        if given.shape[1] != 1 or given.device.type != "cpu" or torch.is_grad_enabled():
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
@@ -114,33 +115,32 @@ class DecodingStep:
             and not any(self.hooks)
         )
 
-    def _is_filled(self, cache: Any) -> bool:
+    def _is_filled(self, cache: Any, rows: int) -> bool:
         if type(cache) is not DynamicCache or len(cache.layers) != len(self.layers) or cache.offloading:
             return False
         if any(type(layer) not in (RoomyLayer, DynamicLayer) for layer in cache.layers):
             return False
-        return cache.get_seq_length() > 0 and cache.layers[0].keys.shape[0] == 1
+        return cache.get_seq_length() > 0 and cache.layers[0].keys.shape[0] == rows
 
     def _step(self, states: Tensor, position_ids: Tensor | None, cache: Any) -> Any:
         if position_ids is None:
             position_ids = torch.tensor([[cache.get_seq_length()]])
-        cos, sin = self.decoder.rotary_emb(states, position_ids=position_ids)
-        cos, sin = cos[0], sin[0]  # (1, E)
+        cos, sin = self.decoder.rotary_emb(states, position_ids=position_ids)  # (1 or R, 1, E)
         half = sin.shape[-1] // 2
-        sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)  # so that halves change places by `roll`
-        states = states[0]  # (1, D)
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)  # so that halves change places by `roll`
+        states = states[:, 0]  # (R, D)
         for index, layer in enumerate(self.layers):
             if type(cache.layers[index]) is DynamicLayer:
                 cache.layers[index] = RoomyLayer.taking_over(cache.layers[index])
             states = layer(states, cos, sin, cache.layers[index])
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(states).unsqueeze(0),  # (1, 1, D)
+            last_hidden_state=self.norm(states).unsqueeze(1),  # (R, 1, D)
             past_key_values=cache,
         )
 
 
 class _Layer:
-    """One block on one token, (1, D) to (1, D)."""
+    """One block on one token of each row, (R, D) to (R, D)."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp, kind = layer.self_attn, layer.mlp, type(layer).__name__
@@ -158,25 +158,26 @@ class _Layer:
 
     def __call__(self, states: Tensor, cos: Tensor, sin: Tensor, past: RoomyLayer) -> Tensor:
         states = states + self.output(self.attend(self.norm_attention(states), cos, sin, past))
-        both = self.gate_up(self.norm_mlp(states))  # (1, gate and up)
+        both = self.gate_up(self.norm_mlp(states))  # (R, gate and up)
         return states + self.down(self.activation(both[:, : self.inner]).mul_(both[:, self.inner :]))
 
     def attend(self, states: Tensor, cos: Tensor, sin: Tensor, past: RoomyLayer) -> Tensor:
-        """(1, D) to (1, H * E)."""
-        heads = self.queries_keys_values(states).view(-1, self.width)  # (H + G + G, E)
-        turned = heads[: self.turned]  # queries and keys, (H + G, E)
+        """(R, D) to (R, H * E)."""
+        rows = len(states)
+        heads = self.queries_keys_values(states).view(rows, -1, self.width)  # (R, H + G + G, E)
+        turned = heads[:, : self.turned]  # queries and keys, (R, H + G, E)
         if self.norm_heads:
-            parts = turned.split((self.turned - self.keys, self.keys))
-            turned.copy_(torch.cat([norm(part) for norm, part in zip(self.norm_heads, parts, strict=True)]))
+            parts = turned.split((self.turned - self.keys, self.keys), dim=1)
+            both = [norm(part) for norm, part in zip(self.norm_heads, parts, strict=True)]
+            turned.copy_(torch.cat(both, dim=1))
         if self.rotates:  # `sin` has its first half negated
             torch.add(turned * cos, turned.roll(self.width // 2, -1) * sin, out=turned)
-        keys, values = past.append(
-            heads[-2 * self.keys :].view(2, 1, self.keys, 1, self.width)
-        )  # (1, G, T, E)
+        new = heads[:, -2 * self.keys :].view(rows, 2, self.keys, 1, self.width)
+        keys, values = past.append(new.transpose(0, 1))  # (R, G, T, E)
         # The queries of one key head as if they were tokens: keys and values are read once for all of them.
-        queries = heads[: -2 * self.keys].view(1, self.keys, -1, self.width)  # (1, G, H / G, E)
+        queries = heads[:, : -2 * self.keys].view(rows, self.keys, -1, self.width)  # (R, G, H / G, E)
         attended = nn.functional.scaled_dot_product_attention(queries, keys, values, scale=self.scaling)
-        return attended.reshape(1, -1)
+        return attended.flatten(1)
 
 
 def install_step(language_model: PreTrainedModel) -> bool:
@@ -223,7 +224,7 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _product(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a layer computes of one row, without the checks around it."""
+    """What a layer computes of rows, without the checks around it."""
     if isinstance(linear, ColumnLinear):
         return _row_product(linear.columns, linear.row_bias)
     return linear.product if isinstance(linear, DecodingLinear) else linear.forward

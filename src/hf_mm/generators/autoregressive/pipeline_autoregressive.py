@@ -86,10 +86,11 @@ class VQAutoregressivePipeline(CodePipeline):
         return self._write(rounds, count, output_type, return_dict, *callback)
 
     def optimize_for_inference(self) -> "VQAutoregressivePipeline":
-        """Lay the transformer's weights out for writing one picture on a CPU, in place.
+        """Lay the transformer's weights out for writing few pictures on a CPU, in place.
 
-        The codes stay the same. It is one row that is written faster: a picture without guidance. Training,
-        loading, copying and moving are refused until `restore_for_training`; saving writes the usual weights.
+        The codes stay the same. The fewer rows are written together, the more is gained; guidance reads two
+        for each picture. Training, loading, copying and moving are refused until `restore_for_training`;
+        saving writes the usual weights.
 
         Returns:
             This pipeline.
