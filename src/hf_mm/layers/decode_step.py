@@ -71,9 +71,10 @@ class DecodingStep:
         **kwargs: Any,
     ) -> Any:
         """Take the arguments of the decoder's `forward`; return what it returns."""
+        given: Any = input_ids if inputs_embeds is None else inputs_embeds
         if (
             (input_ids is None) != (inputs_embeds is None)
-            and self._is_step(given := input_ids if inputs_embeds is None else inputs_embeds, attention_mask)
+            and self._is_step(given, attention_mask)
             and self._is_simple(kwargs | {"use_cache": use_cache is False})
             and self._is_filled(past_key_values, len(given))
         ):
