@@ -112,9 +112,9 @@ def killed_while_saving(folder):
 @pytest.mark.parametrize(("kill", "left"), [(killed_in_a_step, 4), (killed_while_saving, 2)])
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, kill, left):
     whole = finished(run_of(tmp_path / "whole"))
-    process = multiprocessing.get_context("fork").Process(target=kill, args=(tmp_path / "killed",))
+    process = multiprocessing.get_context("spawn").Process(target=kill, args=(tmp_path / "killed",))
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
     assert last_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / f"checkpoint-{left}")
     half = list((tmp_path / "killed").glob("_unfinished-*"))
