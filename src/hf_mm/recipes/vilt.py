@@ -3,7 +3,7 @@
     hf-mm train vilt --task pretrain --output_dir out/vilt
     hf-mm train vilt --task vqa --checkpoint out/vilt --output_dir out/vilt-vqa
     hf-mm train vilt --task retrieval --checkpoint out/vilt --output_dir out/vilt-retrieval
-    hf-mm train vilt --task nlvr --checkpoint out/vilt --output_dir out/vilt-nlvr
+    hf-mm train vilt --task nlvr --checkpoint out/vilt-vqa --output_dir out/vilt-nlvr
 
 All on easy-VQA, whose official training images alone are learnt from; without `--checkpoint` a small model
 starts from nothing, with one of `dandelin/vilt-b32-*` from what is published. `--objectives mlm,itm` leaves
