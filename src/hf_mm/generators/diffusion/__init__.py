@@ -1,0 +1,1 @@
+"""Diffusion and flow matching: denoisers, what they learn by, the pipeline that draws with them."""
