@@ -18,7 +18,7 @@ from hf_mm import (
     extract_codes,
     picture_views,
 )
-from hf_mm.data.image_codes import tokenizer_fingerprint
+from hf_mm.data.shard_folder import model_fingerprint
 
 QUIET = {"progress": False, "shard_size": 4}
 
@@ -113,13 +113,13 @@ def test_codes_of_another_tokenizer_are_refused(store):
 
 def test_weights_and_settings_make_the_fingerprint():
     vqvae = own_vq()
-    first = tokenizer_fingerprint(vqvae)
-    assert tokenizer_fingerprint(own_vq()) == first
+    first = model_fingerprint(vqvae)
+    assert model_fingerprint(own_vq()) == first
     with torch.no_grad():
         vqvae.quant_conv.bias[0].add_(1e-6)
-    assert tokenizer_fingerprint(vqvae) != first
+    assert model_fingerprint(vqvae) != first
     torch.manual_seed(0)
-    assert tokenizer_fingerprint(MMVQAutoencoder(**BLOCKS, l2_normalized=True).eval()) != first
+    assert model_fingerprint(MMVQAutoencoder(**BLOCKS, l2_normalized=True).eval()) != first
 
 
 @pytest.mark.parametrize(

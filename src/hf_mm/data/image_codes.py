@@ -4,16 +4,11 @@ Encoding takes a tokenizer longer than a small transformer's step takes, and the
 change. So pictures are encoded once, each in several views (Sun et al. 2024, section 3.1,
 https://arxiv.org/abs/2406.06525, take ten crops), and a run reads numbers.
 
-A store is a folder: `index.json` says whose codes these are, and holds the checksum of each shard;
-`codes-*.npy` are the shards, uint16 where that is enough. Both are written whole or not at all, so that a run
-that was killed goes on where it stopped.
+A store is a folder of shards, see `shard_folder.py`: `codes-*.npy`, uint16 where that is enough.
 
 Shapes: N pictures, V views of each, C channels, S pixels a side, h x w codes, L = h w.
 """
 
-import hashlib
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..generators.autoregressive.picture_codes import codebook_size, codes_of_pictures
-from ..hub.saving import atomic_write
 from .pixel_rows import PixelRows
+from .shard_folder import ShardFolder, model_fingerprint, pixels_fingerprint
 
-__all__ = ["ImageCodes", "extract_codes", "picture_views", "tokenizer_fingerprint"]
+__all__ = ["ImageCodes", "extract_codes", "picture_views"]
 
-INDEX = "index.json"
-FORMAT = 1
 View = tuple[bool, int, int]  # mirrored; moved down and right, in pixels
 
 
@@ -50,17 +43,13 @@ class ImageCodes:
     """
 
     def __init__(self, folder: str | Path, vqvae: Any = None) -> None:
-        folder = Path(folder)
-        index = _read_index(folder)
+        shards = _shards_of(folder)
+        index = shards.index()
         if vqvae is not None:
-            _check_tokenizer(folder, index, tokenizer_fingerprint(vqvae))
-        if missing := set(range(index["shards"])) - {int(number) for number in index["checksums"]}:
-            raise ValueError(
-                f"{folder} has {index['shards'] - len(missing)} of {index['shards']} shards: it was not "
-                "finished. Call `extract_codes` with the same arguments to go on."
-            )
-        shards = [_read_shard(folder, number, index) for number in range(index["shards"])]
-        self.codes: Tensor = torch.from_numpy(np.concatenate(shards))
+            shards.check_model(index, model_fingerprint(vqvae))
+        shards.check_finished(index)
+        parts = [_signed(shards.read(number, index)) for number in range(index["shards"])]
+        self.codes: Tensor = torch.from_numpy(np.concatenate(parts))
         """(N, V, L), int32 or smaller."""
         self.num_codes: int = index["num_codes"]
         self.code_size: tuple[int, int] = tuple(index["code_size"])
@@ -119,40 +108,19 @@ def extract_codes(
         ValueError: The folder holds codes of another tokenizer, of other pictures or other views, a shard is
             damaged, or the tokenizer gives codes outside its codebook.
     """
-    folder, views = Path(folder), [tuple(view) for view in views]
-    index = _new_index(vqvae, rows, views, shard_size)
-    if (folder / INDEX).is_file():
-        found = _read_index(folder)
-        _check_tokenizer(folder, found, index["tokenizer"])
-        for key in ("pictures", "views", "shard_size"):
-            if found[key] != index[key]:
-                raise ValueError(
-                    f"{folder} has codes of other {key} ({found[key]!r:.60}, not {index[key]!r:.60}); give "
-                    "another folder, or remove this one."
-                )
-        index = found
+    shards, views = _shards_of(folder), [tuple(view) for view in views]
+    new = _new_index(vqvae, rows, views, shard_size)
+    index = shards.begin(new, ("pictures", "views", "shard_size"), -(-len(rows) // shard_size))
     was_training = vqvae.training
     vqvae.eval()  # a codebook of moving averages would learn from what it encodes
     try:
-        left = [number for number in range(index["shards"]) if str(number) not in index["checksums"]]
-        for number in tqdm(left, desc="Encoding pictures", unit="shard", disable=not progress):
+        for number in tqdm(shards.missing(index), "Encoding pictures", unit="shard", disable=not progress):
             part = rows[number * shard_size : (number + 1) * shard_size]
             codes, index["code_size"] = _encode(vqvae, part, views, batch_size)
-            _write_shard(folder, number, codes, index)
+            shards.write(number, codes, index)
     finally:
         vqvae.train(was_training)
     return ImageCodes(folder)
-
-
-def tokenizer_fingerprint(vqvae: Any) -> str:
-    """A name for the weights and the settings of a tokenizer: others make other codes."""
-    settings = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(f"{type(vqvae).__name__} {sorted(settings.items())}".encode())
-    for name, weight in sorted(vqvae.state_dict().items()):
-        weight = weight.detach().cpu().contiguous()
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.view(-1).view(torch.uint8).numpy().tobytes() if weight.numel() else b"")
-    return digest.hexdigest()
 
 
 def _new_index(vqvae: Any, rows: PixelRows, views: list[View], shard_size: int) -> dict[str, Any]:
@@ -161,14 +129,11 @@ def _new_index(vqvae: Any, rows: PixelRows, views: list[View], shard_size: int) 
     if not views:
         raise ValueError("`views` is empty; give at least (False, 0, 0), the picture as it is.")
     return {
-        "format": FORMAT,
-        "tokenizer": tokenizer_fingerprint(vqvae),
-        "pictures": hashlib.sha256(rows.pixels.contiguous().numpy().tobytes()).hexdigest(),
+        "tokenizer": model_fingerprint(vqvae),
+        "pictures": pixels_fingerprint(rows.pixels),
         "num_codes": codebook_size(vqvae),
         "views": [list(view) for view in views],
         "shard_size": shard_size,
-        "shards": -(-len(rows) // shard_size),
-        "checksums": {},
     }
 
 
@@ -198,54 +163,10 @@ def _view(pixels: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
     return pixels[:, :, lines][..., columns.flip(0) if mirrored else columns]
 
 
-def _write_shard(folder: Path, number: int, codes: np.ndarray, index: dict[str, Any]) -> None:
-    data = io.BytesIO()
-    np.save(data, codes)
-    with atomic_write(_shard(folder, number)) as temporary:
-        temporary.write_bytes(data.getvalue())
-    index["checksums"][str(number)] = hashlib.sha256(data.getvalue()).hexdigest()
-    with atomic_write(folder / INDEX) as temporary:
-        temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def _read_shard(folder: Path, number: int, index: dict[str, Any]) -> np.ndarray:
-    path = _shard(folder, number)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; remove {folder} and encode the pictures again.")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != index["checksums"][str(number)]:
-        raise ValueError(
-            f"{path} is damaged: its checksum is not the one in {INDEX}. Remove {folder} and encode the "
-            "pictures again."
-        )
-    codes = np.load(io.BytesIO(data))
+def _signed(codes: np.ndarray) -> np.ndarray:
+    """Torch can count with int32, not with uint16."""
     return codes if codes.dtype != np.uint16 else codes.astype(np.int32)
 
 
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"codes-{number:05}.npy"
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no codes: it has no {INDEX}; make them by `extract_codes`.")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        known = index["format"] == FORMAT
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no index of codes ({type(error).__name__}: {error}); remove {folder} and encode the "
-            "pictures again."
-        ) from error
-    if not known:
-        raise ValueError(f"{path} has the format {index['format']!r}, this version reads {FORMAT}.")
-    return index
-
-
-def _check_tokenizer(folder: Path, index: dict[str, Any], fingerprint: str) -> None:
-    if index["tokenizer"] != fingerprint:
-        raise ValueError(
-            f"{folder} has codes of another tokenizer ({index['tokenizer'][:12]}, not {fingerprint[:12]}); a "
-            "number means another thing there. Give another folder, or remove this one."
-        )
+def _shards_of(folder: str | Path) -> ShardFolder:
+    return ShardFolder(Path(folder), "codes", "extract_codes", "encode the pictures again", "tokenizer")
