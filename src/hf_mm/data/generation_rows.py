@@ -1,8 +1,8 @@
-"""Pictures to learn to draw, by name: digits, clothes, emoji, or a user's own.
+"""Pictures to learn to draw, by name: digits, clothes, coloured shapes, emoji, or a user's own.
 
 The digits are those of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits"
 (https://doi.org/10.24432/C50P49), as scikit-learn carries them: 1,797 of 8 px with 17 levels of grey. For
-clothes see `fashion_mnist.py`, for emoji `openmoji.py`.
+clothes see `fashion_mnist.py`, for shapes `easy_vqa_captions.py`, for emoji `openmoji.py`.
 """
 
 from importlib import import_module
@@ -12,17 +12,18 @@ from typing import Literal
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Image, load_dataset
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool2d, pad
 
+from .easy_vqa_captions import easy_vqa_descriptions
 from .fashion_mnist import DEBIAN_FOLDER, fashion_mnist
 from .openmoji import openmoji
 from .pixel_rows import PixelRows
 
 __all__ = ["generation_rows"]
 
-DIGIT_PX, FASHION_PX = 8, 28
+DIGIT_PX, FASHION_PX, SHAPES_PX = 8, 28, 64
 DIGIT_LEVELS = 16
-SIZES = {"digits": (8, 16), "fashion-mnist": (32, 28)}
+SIZES = {"digits": (8, 16), "fashion-mnist": (32, 28), "easy-vqa": (64, 32)}
 TEXT_COLUMNS = ("text", "caption")
 
 
@@ -38,10 +39,12 @@ def generation_rows(
     Args:
         name: "digits": grey, 8 px, or 16 by doubling, with 10 classes; every fifth is a test picture.
             "fashion-mnist": grey, 28 px, by default padded with black to 32, with 10 classes; the official
-            splits. "openmoji": colours on white, 32 px by default, with captions, and their groups as
-            classes; the test emoji have no near-twin in training. Otherwise a folder of pictures (of one
-            folder per class, or with a `metadata.csv` with a `text` column) or an id of the Hub: the shorter
-            side resized, the middle cut out.
+            splits. "easy-vqa": one coloured shape, 64 px, or 32 by halving, with captions of colour, shape,
+            place and size, and 24 classes, each a colour and a shape; the official splits. "openmoji":
+            colours on white, 32 px by default, with captions, and their groups as classes; the test emoji
+            have no near-twin in training. Otherwise a folder of pictures (of one folder per class, or with a
+            `metadata.csv` with a `text` column) or an id of the Hub: the shorter side resized, the middle cut
+            out.
         split: "train" or "test". A folder or Hub id needs to have it.
         image_size: In pixels; what `name` says by default, 32 for pictures of your own.
         folder: Where the files of "fashion-mnist" are (Debian's folder by default), or the unpacked npm
@@ -66,6 +69,8 @@ def generation_rows(
         return _digits(split, image_size)
     if name == "fashion-mnist":
         return _fashion(split, image_size, DEBIAN_FOLDER if folder is None else folder)
+    if name == "easy-vqa":
+        return _shapes(split, image_size)
     if name == "openmoji":
         return _emoji(split, image_size, "package" if folder is None else folder)
     return _own(name, split, image_size, channels)
@@ -89,6 +94,15 @@ def _fashion(split: Literal["train", "test"], image_size: int, folder: str | Pat
     rows = PixelRows.from_dataset(fashion_mnist(folder, split), FASHION_PX, channels=1, label_column="label")
     border = (image_size - FASHION_PX) // 2
     return PixelRows(pad(rows.pixels, (border,) * 4), rows.labels, rows.class_names)
+
+
+def _shapes(split: Literal["train", "test"], image_size: int) -> PixelRows:
+    rows = easy_vqa_descriptions(split)
+    found = PixelRows.from_dataset(rows, SHAPES_PX, label_column="label", text_column="caption")
+    if image_size == SHAPES_PX:
+        return found
+    halved = avg_pool2d(found.pixels.float(), 2).round().byte()
+    return PixelRows(halved, found.labels, found.class_names, found.texts)
 
 
 def _emoji(split: Literal["train", "test"], image_size: int, folder: str | Path) -> PixelRows:
