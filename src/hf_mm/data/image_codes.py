@@ -22,7 +22,7 @@ from ..generators.autoregressive.picture_codes import codebook_size, codes_of_pi
 from .pixel_rows import PixelRows
 from .shard_folder import ShardFolder, model_fingerprint, pixels_fingerprint
 
-__all__ = ["ImageCodes", "extract_codes", "picture_views"]
+__all__ = ["ImageCodes", "View", "extract_codes", "picture_views", "seen_pictures"]
 
 View = tuple[bool, int, int]  # mirrored; moved down and right, in pixels
 
@@ -143,7 +143,7 @@ def _encode(vqvae: Any, rows: PixelRows, views: list[View], batch_size: int) -> 
     shape: list[int] = []
     for start in range(0, len(rows), batch_size):
         pixels = rows[start : start + batch_size].pixel_values()  # (B, C, S, S)
-        seen = torch.stack([_view(pixels, *view) for view in views], dim=1)  # (B, V, C, S, S)
+        seen = seen_pictures(pixels, views)  # (B, V, C, S, S)
         codes = codes_of_pictures(vqvae, seen.flatten(0, 1)).cpu()  # (B * V, h, w)
         shape = list(codes.shape[1:])
         made.append(codes.flatten(1).unflatten(0, (-1, len(views))))
@@ -154,6 +154,11 @@ def _encode(vqvae: Any, rows: PixelRows, views: list[View], batch_size: int) -> 
             f"at {size - 1}."
         )
     return codes.numpy().astype(np.uint16 if size <= 2**16 else np.int32), shape
+
+
+def seen_pictures(pixels: Tensor, views: Sequence[View]) -> Tensor:
+    """Every view of pictures (B, C, S, S): (B, V, C, S, S)."""
+    return torch.stack([_view(pixels, *view) for view in views], dim=1)
 
 
 def _view(pixels: Tensor, mirrored: bool, down: int, right: int) -> Tensor:

@@ -1,0 +1,178 @@
+"""The states of all texts, made once and kept on the disk: one row for each distinct text.
+
+A text encoder that does not learn says the same of a text in every epoch. So each distinct text is encoded
+once, the empty one among them, which stands for no condition (Ho and Salimans 2022, "Classifier-Free
+Diffusion Guidance", https://arxiv.org/abs/2207.12598).
+
+A store is a folder of shards, see `shard_folder.py`: `text-states-*.npy`.
+
+Shapes: U distinct texts, B of a batch, L tokens, D width of the text encoder.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..generators.diffusion.denoising_call import encode_text
+from .latent_store import DTYPES
+from .shard_folder import ShardFolder, model_fingerprint
+
+__all__ = ["TextStateStore", "extract_text_states"]
+
+
+class TextStateStore:
+    """The states of the texts of a folder.
+
+        states = extract_text_states(text_encoder, tokenizer, captions, "states")
+        states(["a red apple", ""])  # (2, L, D), and their mask (2, L)
+
+    Args:
+        folder: Of the store.
+        text_encoder: The model whose states they must be; by default any.
+
+    Raises:
+        FileNotFoundError: There is no store, or a shard is missing.
+        ValueError: The store is not complete, a shard is damaged, or another text encoder made it.
+    """
+
+    def __init__(self, folder: str | Path, text_encoder: Any = None) -> None:
+        shards = _shards_of(folder)
+        index = shards.index()
+        if text_encoder is not None:
+            shards.check_model(index, model_fingerprint(text_encoder))
+        shards.check_finished(index)
+        self.folder = Path(folder)
+        self.reads_padding: bool = index["reads_padding"]
+        self._places = {text: number for number, text in enumerate(index["texts"])}
+        self._lengths = torch.tensor(index["lengths"])
+        self._rows_of_a_shard: int = index["shard_size"]
+        self._shards = [shards.read(number, index, mapped=True) for number in range(index["shards"])]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._places
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The states (B, L, D) float32 of some texts, and their mask (B, L), 0 on padding.
+
+        L is that of the longest of them, or of the tokenizer where padding is read.
+
+        Raises:
+            KeyError: A text is not there.
+        """
+        for text in texts:
+            if text not in self._places:
+                raise KeyError(
+                    f"{self.folder} has no states of {text!r:.80} among its {len(self)} texts; encode it by "
+                    "`extract_text_states` with all texts, in another folder."
+                )
+        places = [self._places[text] for text in texts]
+        lengths = self._lengths[places]
+        longest = int(lengths.max())
+        found = [divmod(place, self._rows_of_a_shard) for place in places]
+        states = np.stack([self._shards[shard][row][:longest] for shard, row in found])
+        mask = torch.arange(longest) < lengths[:, None]
+        return torch.from_numpy(states.astype(np.float32)), mask.long()
+
+
+def extract_text_states(
+    text_encoder: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    folder: str | Path,
+    reads_padding: bool = False,
+    batch_size: int = 64,
+    shard_size: int = 1024,
+    dtype: str = "float32",
+    progress: bool = True,
+) -> TextStateStore:
+    """Encode each distinct text and the empty one, or read what was encoded before.
+
+    Args:
+        text_encoder: Any of transformers' with a `last_hidden_state`.
+        tokenizer: Its own; too long texts are an error.
+        texts: In any order, any number of times.
+        folder: Of the store; what is there is used, what is missing is made.
+        reads_padding: Pad all texts to the length that the tokenizer knows, and give the encoder no mask, as
+            Stable Diffusion has it; see `reads_padding` in `denoising_call.py`.
+        batch_size: Texts that the encoder is given at once.
+        shard_size: Texts of a shard.
+        dtype: Of the numbers on the disk, "float32" or "float16".
+        progress: Show a bar.
+
+    Returns:
+        The states.
+
+    Raises:
+        ValueError: A text is longer than the tokenizer knows; or the folder holds states of another encoder
+            or tokenizer, of other texts or numbers; or a shard is damaged.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype`={dtype!r} must be one of {', '.join(DTYPES)}.")
+    if shard_size < 1 or batch_size < 1:
+        raise ValueError(f"`shard_size`={shard_size} and `batch_size`={batch_size} must be at least 1.")
+    distinct = sorted({"", *texts})
+    ids, mask = _tokens(tokenizer, distinct, reads_padding)
+    shards = _shards_of(folder)
+    new = {
+        "text encoder": model_fingerprint(text_encoder),
+        "texts": distinct,
+        "tokens": hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+        "lengths": mask.sum(1).tolist(),
+        "reads_padding": reads_padding,
+        "shard_size": shard_size,
+        "dtype": dtype,
+    }
+    same = ("texts", "tokens", "reads_padding", "shard_size", "dtype")
+    index = shards.begin(new, same, -(-len(distinct) // shard_size))
+    was_training = text_encoder.training
+    text_encoder.eval()
+    try:
+        for number in tqdm(shards.missing(index), "Encoding texts", unit="shard", disable=not progress):
+            some = slice(number * shard_size, (number + 1) * shard_size)
+            parts = zip(ids[some].split(batch_size), mask[some].split(batch_size), strict=True)
+            states = torch.cat([_states(text_encoder, *part, reads_padding) for part in parts])
+            shards.write(number, states.numpy().astype(DTYPES[dtype]), index)
+    finally:
+        text_encoder.train(was_training)
+    return TextStateStore(folder)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], reads_padding: bool
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask (U, L), padded on the right."""
+    most = tokenizer.model_max_length
+    padding: Any = {"padding": "max_length" if reads_padding else "longest", "padding_side": "right"}
+    encoded = tokenizer(texts, **padding, return_tensors="pt", verbose=False)
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    for text, length in zip(texts, mask.sum(1).tolist(), strict=True):
+        if length > most:
+            raise ValueError(
+                f"The text {text!r:.80} has {length} tokens, the tokenizer knows at most {most} "
+                "(`model_max_length`); shorten it."
+            )
+    return ids, torch.ones_like(mask) if reads_padding else mask
+
+
+@torch.no_grad()
+def _states(text_encoder: Any, ids: Tensor, mask: Tensor, reads_padding: bool) -> Tensor:
+    """(B, L, D)."""
+    device = text_encoder.device
+    given = None if reads_padding else mask.to(device)
+    return encode_text(text_encoder, ids.to(device), given).float().cpu()
+
+
+def _shards_of(folder: str | Path) -> ShardFolder:
+    return ShardFolder(
+        Path(folder), "text states", "extract_text_states", "encode the texts again", "text encoder"
+    )
