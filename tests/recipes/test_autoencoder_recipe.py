@@ -75,6 +75,14 @@ def test_a_classifier_serves_as_perceptual_and_as_feature_network(tmp_path, clas
     assert "perceptual" in logs[0]
 
 
+def test_the_prior_of_a_vae_is_measured_while_it_learns(tmp_path, classifier):
+    register()
+    train(tmp_path / "run", "vae", measure_steps=1, feature_net=classifier)
+    entries = [json.loads(line) for line in (tmp_path / "run" / "measures.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 2]
+    assert all(0 < entry["floor"] < entry["Frechet distance"] for entry in entries)
+
+
 def test_a_run_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path):
     whole = train(tmp_path / "whole", "vq", save_strategy="steps", save_steps=1)
     (tmp_path / "rest").mkdir()
@@ -117,6 +125,12 @@ def test_the_command_prints_what_it_measured(tmp_path, capsys):
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     assert autoencoder.run([*argv, "--use_cpu", "true", "--disable_tqdm", "true"]) == 0
     assert "| psnr " in capsys.readouterr().out
+
+
+def test_what_has_no_prior_is_not_measured_while_it_learns(tmp_path):
+    for model, net in (("vq", "efficientnet-lite0"), ("vae", "none")):
+        with pytest.raises(ValueError, match=f"`measure_steps`=1 needs .*; they are '{model}' and '{net}'"):
+            train(tmp_path, model, measure_steps=1, feature_net=net)
 
 
 def test_mistakes_are_named():

@@ -88,10 +88,13 @@ def test_pictures_are_compared_with_the_test_split_in_the_features_of_a_net(trai
     config = ViTConfig(image_size=8, patch_size=4, id2label=classes, **sizes)
     ViTForImageClassification(config).save_pretrained(tmp_path / "net")
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "net")
-    codes = {"net": str(tmp_path / "net"), "codes_folder": str(trained[0] / "codes")}
+    codes = {"net": str(tmp_path / "net"), "codes_folder": str(trained[0] / "codes"), "measure_steps": 1}
     report = train(tmp_path / "ar", tokenizer, codes)["report"]
     assert report["pictures"] == 24
     assert {"class accuracy", "coverage"} <= report["measures"].keys()
+    running = [json.loads(line) for line in (tmp_path / "ar" / "measures.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in running] == [1, 2]
+    assert running[0]["Frechet distance"] != running[1]["Frechet distance"] > 0
 
 
 def test_a_tokenizer_without_codes_is_named(tmp_path):
@@ -106,6 +109,7 @@ def test_a_tokenizer_without_codes_is_named(tmp_path):
         ({"condition": "colour"}, "`condition`='colour' is none of class, text, none"),
         ({"decoding": "spiral"}, "`decoding`='spiral' is none of raster, masked"),
         ({"views": 3}, "`views`=3 is none of 1, 2, 5, 10"),
+        ({"measure_steps": 5}, "`measure_steps`=5 needs `net`, in whose features to measure"),
     ],
 )
 def test_bad_flags_are_named(tokenizer, tmp_path, recipe, message):

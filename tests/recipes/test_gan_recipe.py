@@ -57,9 +57,12 @@ def test_draws_digits_by_name_after_two_steps(tmp_path):
 
 def test_learns_pictures_of_ones_own_by_text_and_measures_them(tmp_path, folder):
     args = TrainingArguments(str(tmp_path / "out"), **SHORT)
-    recipe = gan.Recipe(dataset=folder, image_size=16, condition="text", net="efficientnet-lite0@32")
-    measures = gan.main(recipe, args)["report"]["measures"]
+    asked = {"condition": "text", "net": "efficientnet-lite0@32", "measure_steps": 1}
+    measures = gan.main(gan.Recipe(dataset=folder, image_size=16, **asked), args)["report"]["measures"]
     assert measures["coverage"]["floor"] > 0
+    running = [json.loads(line) for line in (tmp_path / "out" / "measures.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in running] == [1, 2]
+    assert running[0]["kernel distance"] != running[1]["kernel distance"]
     assert "class accuracy" not in measures
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipe(prompt="a green bag", seed=0).images[0].size == (16, 16)
@@ -104,6 +107,12 @@ def test_conditions_that_the_pictures_do_not_have_are_refused(tmp_path, conditio
     args = TrainingArguments(str(tmp_path), **SHORT)
     with pytest.raises(ValueError, match=message):
         gan.main(gan.Recipe(rows=12, condition=condition), args)
+
+
+def test_measuring_during_a_run_needs_a_net(tmp_path):
+    args = TrainingArguments(str(tmp_path), **SHORT)
+    with pytest.raises(ValueError, match="`measure_steps`=5 needs `net`, in whose features to measure"):
+        gan.main(gan.Recipe(rows=12, measure_steps=5), args)
 
 
 def test_pictures_without_classes_are_refused_by_class(tmp_path, folder):

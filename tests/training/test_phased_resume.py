@@ -100,7 +100,7 @@ def killed_while_saving(folder):
 
     def save_or_die(value, path, **options):
         written.append(path)
-        if len(written) == 8:  # five files of the first checkpoint, then the third of the second
+        if len(written) == 9:  # six files of the first checkpoint, then the third of the second
             path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         save(value, path, **options)

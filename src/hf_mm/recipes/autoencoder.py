@@ -15,7 +15,7 @@ above their reconstructions, and for a VAE `prior.png` with pictures drawn from 
 with the ways from one test picture to another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from hf_mm import (
     PixelRows,
     atomic_write,
     codebook_usage,
+    distance_measure,
     efficientnet_lite0,
     environment,
     feature_net,
@@ -91,6 +92,12 @@ class Recipe:
     rows: int | None = field(
         default=None, metadata={"help": "Pictures to learn from, and to be measured on; by default all."}
     )
+    measure_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Measure pictures from the prior of a vae every so many steps, into measures.jsonl."
+        },
+    )
 
 
 # The numbers of the recipe, in one place; a flag of the same name overrides each.
@@ -134,6 +141,7 @@ VIEWS = {
 LITE_LAYERS, LITE_PX = ("blocks.0", "blocks.2", "blocks.4"), 64
 SCALED_ROWS = 10_000  # whose latents are measured
 BATCH = 250  # of measuring
+MEASURED = 2000  # pictures from the prior, while a VAE learns
 PREVIEW_STEPS = 500
 SHOWN = 10  # columns of the pictures
 WAYS = 4  # between two pictures
@@ -270,6 +278,35 @@ def measure(model: Any, train: PixelRows, test: PixelRows, net: str, seed: int) 
     return found | {"feature_net": net, "rFD_pictures": count}
 
 
+def running_measure(
+    recipe: Recipe, train: PixelRows, test: PixelRows, seed: int
+) -> Callable[[AutoencoderPipeline], dict[str, float]] | None:
+    """What is measured while a VAE learns, if anything: how near its prior comes to the test pictures.
+
+    Raises:
+        ValueError: The model has no prior, or there is no net to measure in.
+    """
+    if not recipe.measure_steps:
+        return None
+    if recipe.model != "vae" or recipe.feature_net == "none":
+        raise ValueError(
+            f"`measure_steps`={recipe.measure_steps} needs `model`='vae', whose prior draws pictures, and a "
+            f"`feature_net`; they are {recipe.model!r} and {recipe.feature_net!r}."
+        )
+
+    def drawn(pipeline: AutoencoderPipeline, rows: Tensor) -> Tensor:
+        pipeline.set_progress_bar_config(disable=True)
+        noise = torch.Generator().manual_seed(seed)
+        parts = [
+            pipeline(len(part), generator=noise, output_type="pt").images.cpu() for part in rows.split(BATCH)
+        ]
+        return torch.cat(parts) * 2 - 1
+
+    return distance_measure(
+        test.pixels, train.pixels, feature_net(recipe.feature_net), MEASURED, drawn, seed=seed
+    )
+
+
 def draw(pipeline: AutoencoderPipeline, test: PixelRows, folder: Path, seed: int) -> None:
     """The pictures that go beside the results."""
     count = min(3 * SHOWN, len(test))
@@ -313,13 +350,15 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         learning_rates={"discriminator": DISCRIMINATOR_RATE} if objective.discriminator is not None else None,
         ema_decay=recipe.ema_decay or None,
         preview_steps=PREVIEW_STEPS,
+        measure=running_measure(recipe, train, test, args.seed),
+        measure_steps=recipe.measure_steps,
         card=GeneratorCard(name, f"An autoencoder (`{recipe.model}`) of {recipe.dataset}.", recipe.dataset),
     )
     objective.adversarial_start = round(ADVERSARIAL_SHARE * trainer.max_steps)
     trained = trainer.train()
     folder = Path(str(args.output_dir))
     results: dict[str, Any] = {"model": recipe.model, "dataset": recipe.dataset, "seed": args.seed}
-    results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}
+    results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_seconds"]}
     results |= {"images_per_second": trained["train_images_per_second"], "train_rows": len(train)}
     results |= {"weights": sum(weight.numel() for weight in model.parameters()), "test_rows": len(test)}
     with trainer.averages_applied():

@@ -8,7 +8,8 @@
 `hf-mm train autoencoder` saves.
 Pictures are encoded once, into `output_dir`/codes or `--codes_folder`. Left in the output folder: a pipeline
 that `DiffusionPipeline.from_pretrained` opens, `results.json` with the likelihood of held-out codes and, with
-`--net`, the distances to the test split in the features of that net, and `grid.png`. Any flag of
+`--net`, the distances to the test split in the features of that net, and `grid.png`; with `--measure_steps`
+also `measures.jsonl`, how the distance fell with the seconds of training. Any flag of
 `transformers.TrainingArguments` works.
 
 Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation"
@@ -16,13 +17,14 @@ Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image
 (https://arxiv.org/abs/2202.04200).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoModel
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
@@ -40,6 +42,7 @@ from hf_mm import (
     CodeCollator,
     CodeRows,
     CodeVocabulary,
+    FeatureNet,
     GeneratorCard,
     ImageCodes,
     MaskedCodesObjective,
@@ -48,6 +51,7 @@ from hf_mm import (
     VQAutoregressivePipeline,
     VQMaskedPipeline,
     code_likelihood,
+    distance_measure,
     extract_codes,
     feature_net,
     generation_report,
@@ -90,6 +94,9 @@ class Recipe:
     net: str | None = field(
         default=None, metadata={"help": "Features to measure in: efficientnet-lite0, inception, a folder."}
     )
+    measure_steps: int = field(
+        default=0, metadata={"help": "Also measure every so many steps of training, into measures.jsonl."}
+    )
 
 
 # The numbers of the recipe, in one place; a flag of the same name overrides each.
@@ -128,6 +135,7 @@ CONDITION_DROPOUT = 0.1
 GUIDANCE_SCALE = 1.5
 VIEWS = {1: (False, 0), 2: (True, 0), 5: (False, 2), 10: (True, 2)}  # mirrored, moved by pixels
 AT_ONCE = 250  # pictures that are drawn together
+MEASURED = 2000  # pictures at a time during a run
 COLUMNS = 8  # of the grid of samples
 PROMPTS = (
     "red apple",
@@ -256,12 +264,12 @@ def draw_grid(recipe: Recipe, pipe: Any, folder: Path, seed: int) -> None:
     sample_grid(drawn, COLUMNS, row_labels=names).save(folder / "grid.png")
 
 
-def report(recipe: Recipe, pipe: Any, train: PixelRows, test: PixelRows, seed: int) -> dict[str, Any]:
-    """As many pictures as the test split has, of the same classes or texts, compared with it."""
-    net = feature_net(str(recipe.net))
+def samples_like(recipe: Recipe, pipe: Any, rows: PixelRows, seed: int) -> Tensor:
+    """As many pictures (N, C, H, W) in [-1, 1] as there are rows, of the same classes or texts."""
+    pipe.set_progress_bar_config(disable=True)
     drawn = []
-    for start in range(0, len(test), AT_ONCE):
-        part = test[start : start + AT_ONCE]
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
         asked: dict[str, Any] = {"num_images_per_prompt": len(part)}
         if recipe.condition == "class":
             asked = {"class_labels": part.labels}
@@ -270,11 +278,39 @@ def report(recipe: Recipe, pipe: Any, train: PixelRows, test: PixelRows, seed: i
             asked = {"prompt": [texts[0] for texts in part.texts]}
         options = {"guidance_scale": GUIDANCE_SCALE, "seed": seed + start, "output_type": "pt"}
         drawn.append(pipe(**asked, **options).images.float().cpu() * 2 - 1)
+    return torch.cat(drawn)
+
+
+def report(
+    recipe: Recipe, pipe: Any, train: PixelRows, test: PixelRows, net: FeatureNet, seed: int
+) -> dict[str, Any]:
+    """As many pictures as the test split has, compared with it."""
     labels: dict[str, Any] = {}
-    if recipe.condition == "class" and net(test[:1].pixel_values()).logits is not None:
+    if recipe.condition == "class" and net(test.pixels[:1]).logits is not None:
         labels = {"labels": test.labels, "test_labels": test.labels}
-    return generation_report(
-        torch.cat(drawn), test=test.pixel_values(), train=train.pixel_values(), net=net, **labels
+    drawn = samples_like(recipe, pipe, test, seed)
+    return generation_report(drawn, test=test.pixel_values(), train=train.pixel_values(), net=net, **labels)
+
+
+def running_measure(
+    recipe: Recipe, train: PixelRows, test: PixelRows, net: FeatureNet | None, seed: int
+) -> Callable[[Any], dict[str, float]] | None:
+    """What is measured while the run goes on, if anything.
+
+    Raises:
+        ValueError: There is no net to measure in.
+    """
+    if not recipe.measure_steps:
+        return None
+    if net is None:
+        raise ValueError(f"`measure_steps`={recipe.measure_steps} needs `net`, in whose features to measure.")
+    return distance_measure(
+        test.pixels,
+        train.pixels,
+        net,
+        MEASURED,
+        lambda pipe, rows: samples_like(recipe, pipe, test[rows], seed),
+        seed=seed,
     )
 
 
@@ -303,23 +339,26 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     objective_class: Any = AutoregressiveObjective if recipe.decoding == "raster" else MaskedCodesObjective
     prompts = PROMPTS if recipe.condition == "text" else ()
     objective = objective_class(pipe, CONDITION_DROPOUT, prompts)
+    net = None if recipe.net is None else feature_net(recipe.net)
     trainer = PhasedTrainer(
         objective,
         args,
         CodeRows(learnt, train),
         CodeCollator(pipe.vocabulary, recipe.condition, pipe.tokenizer, seed=args.seed),
         ema_decay=EMA_DECAY,
+        measure=running_measure(recipe, train, test, net, args.seed),
+        measure_steps=recipe.measure_steps,
         card=GeneratorCard(folder.name, dataset=recipe.dataset),
     )
     trained = trainer.train()
     weights = sum(weight.numel() for weight in pipe.transformer.parameters())
-    results: dict[str, Any] = {"train_seconds": trained["train_runtime"], "steps": trainer.state.global_step}
+    results: dict[str, Any] = {"train_seconds": trained["train_seconds"], "steps": trainer.state.global_step}
     with trainer.averages_applied():
         pipe = objective.pipeline()
         results |= measure(recipe, pipe, args, learnt, CodeRows(unseen, test), objective)
         draw_grid(recipe, pipe, folder, args.seed)
-        if recipe.net:
-            results["report"] = report(recipe, pipe, train, test, args.seed)
+        if net is not None:
+            results["report"] = report(recipe, pipe, train, test, net, args.seed)
     trainer.save_model(metrics={name: value for name, value in results.items() if "_per_" in name})
     results |= {"weights": weights, "pictures": len(train), "held_out_pictures": len(test), "seed": args.seed}
     results |= {name: getattr(recipe, name) for name in ("dataset", "condition", "decoding")}

@@ -8,7 +8,8 @@
 Written to the output folder: a pipeline that `DiffusionPipeline.from_pretrained` opens, `previews` of the
 same noise every few steps, `grid.png` with a row for each class or text, `film.png` with ways between
 pictures, and `results.json`; with `--net` also the distances to the test split in the features of that net,
-see `feature_net`. Any flag of `transformers.TrainingArguments` works.
+see `feature_net`, and with `--measure_steps` also `measures.jsonl`, how the distance fell with the seconds of
+training. Any flag of `transformers.TrainingArguments` works.
 
 A step of 32 pictures of 32 px takes a quarter of a second on one CPU core, most of it for the penalties on
 the discriminator's gradients.
@@ -17,14 +18,16 @@ Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline"
 (https://arxiv.org/abs/2501.05441).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from hf_mm import (
+    FeatureNet,
     GANObjective,
     GANPipeline,
     GeneratorCard,
@@ -34,6 +37,7 @@ from hf_mm import (
     PixelCollator,
     PixelRows,
     atomic_write,
+    distance_measure,
     environment,
     feature_net,
     film_strip,
@@ -71,6 +75,9 @@ class Recipe:
     net: str | None = field(
         default=None, metadata={"help": "Features to measure in: efficientnet-lite0, inception, a folder."}
     )
+    measure_steps: int = field(
+        default=0, metadata={"help": "Also measure every so many steps of training, into measures.jsonl."}
+    )
 
 
 # The numbers of the recipe, in one place; a flag of the same name overrides each.
@@ -100,6 +107,7 @@ SMALLEST_STAGE_PX = 8  # a stage below is not halved again
 VIEWS: dict[str, dict[str, Any]] = {"openmoji": {"flip": True}}
 EMA_DECAY = 0.995
 PREVIEWS = 20  # of a run
+MEASURED = 2000  # pictures at a time during a run
 WORDS = 2000
 COLUMNS = 10  # of the pages
 PROMPTS = (
@@ -186,24 +194,50 @@ def draw(pipe: GANPipeline, folder: Path, seed: int) -> None:
             page.save(temporary)
 
 
-def measure(pipe: GANPipeline, train: PixelRows, test: PixelRows, name: str, seed: int) -> dict[str, Any]:
-    """As many pictures as the test split has, of the same classes or texts, compared with it."""
-    net = feature_net(name)
-    asked: dict[str, Any] = {}
-    labels: dict[str, Any] = {}
+def samples_like(pipe: GANPipeline, rows: PixelRows, seed: int) -> Tensor:
+    """As many pictures (N, C, H, W) in [-1, 1] as there are rows, of the same classes or texts."""
+    asked: dict[str, Any] = {"num_images_per_prompt": len(rows)}
     if pipe.tokenizer is not None:
-        assert test.texts is not None
-        asked = {"prompt": [texts[0] for texts in test.texts]}
+        assert rows.texts is not None
+        asked = {"prompt": [texts[0] for texts in rows.texts]}
     elif pipe.generator.config["num_classes"] is not None:
-        assert test.labels is not None
-        asked = {"class_labels": test.labels.tolist()}
-        if net(test[:1].pixel_values()).logits is not None:
-            labels = {"labels": test.labels, "test_labels": test.labels}
-    count = 1 if asked else len(test)
-    options = {"num_images_per_prompt": count, "seed": seed, "chunk_size": 64, "output_type": "pt"}
-    samples = pipe(**asked, **options).images * 2 - 1
-    return generation_report(
-        samples.float().cpu(), test=test.pixel_values(), train=train.pixel_values(), net=net, **labels
+        assert rows.labels is not None
+        asked = {"class_labels": rows.labels.tolist()}
+    pipe.set_progress_bar_config(disable=True)
+    samples = pipe(**asked, seed=seed, chunk_size=64, output_type="pt").images * 2 - 1
+    return samples.float().cpu()
+
+
+def measure(
+    pipe: GANPipeline, train: PixelRows, test: PixelRows, net: FeatureNet, seed: int
+) -> dict[str, Any]:
+    """As many pictures as the test split has, compared with it."""
+    labels: dict[str, Any] = {}
+    if pipe.generator.config["num_classes"] is not None and net(test.pixels[:1]).logits is not None:
+        labels = {"labels": test.labels, "test_labels": test.labels}
+    samples = samples_like(pipe, test, seed)
+    return generation_report(samples, test=test.pixel_values(), train=train.pixel_values(), net=net, **labels)
+
+
+def running_measure(
+    recipe: Recipe, train: PixelRows, test: PixelRows, net: FeatureNet | None, seed: int
+) -> Callable[[GANPipeline], dict[str, float]] | None:
+    """What is measured while the run goes on, if anything.
+
+    Raises:
+        ValueError: There is no net to measure in.
+    """
+    if not recipe.measure_steps:
+        return None
+    if net is None:
+        raise ValueError(f"`measure_steps`={recipe.measure_steps} needs `net`, in whose features to measure.")
+    return distance_measure(
+        test.pixels,
+        train.pixels,
+        net,
+        MEASURED,
+        lambda pipe, rows: samples_like(pipe, test[rows], seed),
+        seed=seed,
     )
 
 
@@ -216,12 +250,15 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     )
     folder = Path(str(args.output_dir))
     objective = build_objective(recipe, train)
+    net = None if recipe.net is None else feature_net(recipe.net)
     trainer = PhasedTrainer(
         objective,
         args,
         train,
         PixelCollator(**VIEWS.get(recipe.dataset, {}), seed=args.seed, tokenizer=objective.tokenizer),
         ema_decay=EMA_DECAY,
+        measure=running_measure(recipe, train, test, net, args.seed),
+        measure_steps=recipe.measure_steps,
         card=GeneratorCard(folder.name, f"A GAN of {recipe.dataset}, asked by {recipe.condition}."),
     )
     objective.gamma_steps = trainer.max_steps
@@ -229,7 +266,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     trained = trainer.train()
     results: dict[str, Any] = {name: getattr(recipe, name) for name in ("dataset", "condition", "gamma")}
     results |= {"adversarial_loss": recipe.adversarial_loss, "seed": args.seed, "train_rows": len(train)}
-    results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}
+    results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_seconds"]}
     results |= {"images_per_second": trained["train_images_per_second"]}
     for part in ("generator", "discriminator"):
         weights = objective.get_submodule(part).parameters()
@@ -239,8 +276,8 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         pipe = objective.pipeline()
         pipe.set_progress_bar_config(disable=True)
         draw(pipe, folder, args.seed)
-        if recipe.net is not None:
-            results["report"] = measure(pipe, train, test, recipe.net, args.seed)
+        if net is not None:
+            results["report"] = measure(pipe, train, test, net, args.seed)
             found = results["report"]["measures"].items()
             measured = {f"{name} ({recipe.net})": entry["value"] for name, entry in found}
     trainer.save_model(metrics=measured)

@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
-from huggingface_hub import HfApi
-from torch import distributed
+from accelerate.utils import broadcast_object_list, send_to_device, set_seed
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     DefaultFlowCallback,
@@ -30,7 +28,7 @@ from transformers.trainer_callback import CallbackHandler, PrinterCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..data.pixel_rows import PixelCollator, PixelRows
-from ..hub.saving import UNFINISHED, atomic_write
+from ..hub.saving import atomic_write
 from ..objectives.phased import DivergedError, PhasedObjective
 from .checkpoints import LAST_FILE, last_checkpoint
 from .memory import peak_memory_mb, reset_peak_memory
@@ -38,16 +36,19 @@ from .phased_arguments import check_arguments
 from .phased_averages import ModuleAverages, in_evaluation
 from .phased_batches import StepBatches
 from .phased_card import GeneratorCard
-from .phased_meter import RunningMeans
-from .phased_phases import Phase, build_phases, phases_state, restore_phases
+from .phased_measures import Measure, RunMeasures, write_measures
+from .phased_meter import RunningMeans, TrainingClock
+from .phased_phases import Phase, build_phases, phases_state, restore_phases, share_weights
 from .phased_previews import preview_file, write_preview
 from .phased_progress import LossBar
+from .phased_publishing import push_folder
 from .phased_state import (
     chance_of_all_processes,
     read_checkpoint,
     remove_unfinished,
     restore_chance,
     rotate,
+    undisturbed,
     write_checkpoint,
 )
 from .phased_step import PhaseTaker
@@ -76,6 +77,10 @@ class PhasedTrainer:
         ema_decay: Share of the old averages of `objective.averaged` kept at each step; `None` for none.
         preview_steps: Draw `previews/step-N.png` every so many steps and at the end; 0 for the end only.
         preview_count: Pictures of a preview; 0 for no previews.
+        measure: Given the pipeline of the objective, numbers by name, see `distance_measure`. They are logged
+            and written to `measures.jsonl`, beside `train_seconds`, those of training alone: of measuring,
+            previews and saving none count. Only the main process measures.
+        measure_steps: Measure every so many steps and at the end; 0 for the end only.
         callbacks: As for `Trainer`; they are given the objective as `model`.
         card: What the model card says beyond what was measured.
 
@@ -94,6 +99,8 @@ class PhasedTrainer:
         ema_decay: float | None = 0.999,
         preview_steps: int = 0,
         preview_count: int = 64,
+        measure: Measure | None = None,
+        measure_steps: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
         card: GeneratorCard | None = None,
     ) -> None:
@@ -111,6 +118,7 @@ class PhasedTrainer:
         self.ema_decay = ema_decay
         self.preview_steps = preview_steps
         self.preview_count = preview_count
+        self.measures = RunMeasures(measure, measure_steps)
         self.folder = Path(str(args.output_dir))
         self.card = card or GeneratorCard(self.folder.name)
         self.metrics: dict[str, Any] = {}
@@ -128,7 +136,8 @@ class PhasedTrainer:
         self._averages = ModuleAverages(objective, (), None)
         self._previewed: Path | None = None
         self._saved: Path | None = None
-        self._mark, self._paused_s = (0.0, 0), 0.0
+        self._clock = TrainingClock(args.device)
+        self._mark = (0.0, 0)  # seconds and steps at the last log
 
     @property
     def rows_per_step(self) -> int:
@@ -152,7 +161,8 @@ class PhasedTrainer:
                 "last" for that, or for the beginning where there is none yet. By default what `args` says.
 
         Returns:
-            Runtime, speed and peak memory, and the last logged means, with names that begin with "train_".
+            Runtime, seconds and speed of training alone, peak memory, and the last logged means, with names
+            that begin with "train_".
 
         Raises:
             DivergedError: The run is past help; says the step, and the last good checkpoint.
@@ -187,11 +197,10 @@ class PhasedTrainer:
         if self.accelerator.is_main_process:
             with self.averages_applied():
                 self.objective.pipeline().save_pretrained(str(folder))
-            last = self.state.log_history[-1] if self.state.log_history else {}
-            last = {**last, "ema_decay": self.ema_decay}
+            last = {**self._last_means(), "ema_decay": self.ema_decay}
             self.card.write(folder, self.args, self.metrics, last, self._previewed)
             if self.args.push_to_hub and folder == self.folder:
-                self._push()
+                push_folder(self.folder, self.args, self.state.global_step)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -222,12 +231,14 @@ class PhasedTrainer:
             remove_unfinished(self.folder)
         set_seed(args.seed, device_specific=True)
         self.objective.to(args.device)
-        self._share_weights()
+        if self.accelerator.num_processes > 1:
+            share_weights(self.objective)
         phases = build_phases(self.objective, args, max_steps, self.learning_rates)
         self._phases = {phase.name: phase for phase in phases}
         self._averages = ModuleAverages(self.objective, self.objective.averaged, self.ema_decay)
         self._means.clear()
         self._previewed = self._saved = None
+        self._clock = TrainingClock(args.device)
         self.state = TrainerState()
         chance = None if checkpoint is None else self._restore(checkpoint)
         self.state.max_steps = max_steps
@@ -239,12 +250,6 @@ class PhasedTrainer:
         self.objective.train()
         self.objective.requires_grad_(False)
         return chance
-
-    def _share_weights(self) -> None:
-        """All processes begin with the weights of the first."""
-        if self.accelerator.num_processes > 1:
-            for tensor in (*self.objective.parameters(), *self.objective.buffers()):
-                distributed.broadcast(tensor.detach(), 0)
 
     def _loader(self) -> DataLoader:
         args = self.args
@@ -271,8 +276,9 @@ class PhasedTrainer:
 
     def _run(self, loader: Iterator[Mapping[str, Any]]) -> dict[str, float]:
         args, state = self.args, self.state
-        begun, first = time.perf_counter(), state.global_step
-        self._mark, self._paused_s = (begun, first), 0.0
+        begun, start = time.perf_counter(), (self._clock.seconds, state.global_step)
+        self._mark = start
+        self._clock.go()
         self._control = self._callbacks.on_train_begin(args, state, self._control)
         try:
             while state.global_step < state.max_steps and not self._control.should_training_stop:
@@ -282,7 +288,8 @@ class PhasedTrainer:
                     batches = [send_to_device(batch, args.device, non_blocking=True) for batch in batches]
                 self._step(batches)
                 self._after_step()
-            return self._summary(time.perf_counter() - begun, state.global_step - first)
+            self._clock.stop()
+            return self._summary(time.perf_counter() - begun, *start)
         finally:
             self._callbacks.on_train_end(args, state, self._control)
 
@@ -302,7 +309,7 @@ class PhasedTrainer:
             self._control = self._callbacks.on_epoch_end(self.args, state, self._control)
 
     def _after_step(self) -> None:
-        """Log, draw and save, when it is time; what is saved was looked at before."""
+        """Log, draw, measure and save, when it is time; what is saved was looked at before."""
         control, step = self._control, self.state.global_step
         last = step >= self.state.max_steps or control.should_training_stop
         draws = self.preview_count > 0 and (last or (self.preview_steps and step % self.preview_steps == 0))
@@ -311,12 +318,15 @@ class PhasedTrainer:
             means = self._checked_means()
             if control.should_log or last:
                 self._log(means)
-        started = time.perf_counter()
-        if draws and self.accelerator.is_main_process:
-            self._preview()
-        if saves:
-            self._save()
-        self._paused_s += time.perf_counter() - started
+        measures = self.measures.due(step, last)
+        if draws or measures or saves:
+            with self._clock.paused():
+                if draws and self.accelerator.is_main_process:
+                    self._preview()
+                if measures:
+                    self._measure()
+                if saves:
+                    self._save()
 
     def _checked_means(self) -> dict[str, float]:
         """The means since the last log, if the run is in good health."""
@@ -330,7 +340,7 @@ class PhasedTrainer:
 
     def _log(self, means: dict[str, float]) -> None:
         since, step = self._mark
-        seconds = time.perf_counter() - since - self._paused_s
+        seconds = self._clock.seconds - since
         rates = {
             f"{name}_learning_rate": float(phase.scheduler.get_last_lr()[0])
             for name, phase in self._phases.items()
@@ -340,13 +350,30 @@ class PhasedTrainer:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._control = self._callbacks.on_log(self.args, self.state, self._control, logs)
         self._means.clear()
-        self._mark, self._paused_s = (time.perf_counter(), self.state.global_step), 0.0
+        self._mark = (self._clock.seconds, self.state.global_step)
 
     def _preview(self) -> None:
         path = preview_file(self.folder, self.state.global_step)
         with self.averages_applied():
             if write_preview(path, self.objective, self.args.seed, self.preview_count):
                 self._previewed = path
+
+    def _measure(self) -> None:
+        """The main process measures, all processes log; a resumed run has those of its checkpoint."""
+        found: list[dict[str, float] | None] = [None]
+        if self.accelerator.is_main_process:
+            with undisturbed(), self.averages_applied():
+                found = [self.measures.take(self.objective.pipeline(), self.state.global_step)]
+        measured = broadcast_object_list(found)[0] or {}
+        logs = {
+            **measured,
+            "train_seconds": round(self._clock.seconds, 3),
+            "epoch": round(self.state.epoch, 4),
+        }
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        if self.accelerator.is_main_process:
+            write_measures(self.folder, self.state.log_history)
+        self._control = self._callbacks.on_log(self.args, self.state, self._control, logs)
 
     def _save(self) -> None:
         """Write a checkpoint."""
@@ -359,6 +386,7 @@ class PhasedTrainer:
                 "phases": phases_state(self._phases, self.accelerator.scaler),
                 "chance": chance,
                 "place": self._place(),
+                "progress": {"train_seconds": self._clock.seconds},
             }
             write_checkpoint(folder, parts, self.state)
             rotate(self.folder, self.args.save_total_limit)
@@ -385,6 +413,7 @@ class PhasedTrainer:
         self._averages.load_state_dict(parts["averages"])
         restore_phases(self._phases, self.accelerator.scaler, parts["phases"])
         self.state, self._saved = state, folder
+        self._clock = TrainingClock(self.args.device, parts["progress"]["train_seconds"])
         return parts["chance"]
 
     def _what_is_left(self) -> str:
@@ -393,30 +422,27 @@ class PhasedTrainer:
             return f"No checkpoint was written before it; train anew {advice}."
         return f"The last good checkpoint is {self._saved}; go on from it {advice}."
 
-    def _push(self) -> None:
-        """Upload `output_dir` without its checkpoints."""
-        args, api = self.args, HfApi(token=self.args.hub_token)
-        name = args.hub_model_id or self.folder.resolve().name
-        repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=self.folder,
-            revision=args.hub_revision,
-            commit_message=f"Weights after step {self.state.global_step}",
-            ignore_patterns=["checkpoint-*", f"{UNFINISHED}*"],
-        )
+    def _last_means(self) -> dict[str, Any]:
+        """The last log that is no measurement."""
+        logs = reversed(self.state.log_history)
+        return next((entry for entry in logs if "images_per_second" in entry), {})
 
-    def _summary(self, seconds: float, steps: int) -> dict[str, float]:
-        """What the run took and where it ended."""
+    def _summary(self, runtime: float, before: float, first: int) -> dict[str, float]:
+        """What the run took and where it ended; it began at `first` steps and after `before` seconds."""
         if self.accelerator.is_main_process:
             with atomic_write(self.folder / LAST_FILE) as temporary:
                 self.state.save_to_json(str(temporary))
-        last = self.state.log_history[-1] if self.state.log_history else {}
+        steps = (self.state.global_step - first) / max(self._clock.seconds - before, 1e-9)  # a second
         return {
-            "train_runtime": round(seconds, 3),
-            "train_images_per_second": round(steps * self.rows_per_step / max(seconds, 1e-9), 1),
-            "train_steps_per_second": round(steps / max(seconds, 1e-9), 3),
+            "train_runtime": round(runtime, 3),
+            "train_seconds": round(self._clock.seconds, 3),
+            "train_images_per_second": round(steps * self.rows_per_step, 1),
+            "train_steps_per_second": round(steps, 3),
             "train_peak_memory_mb": round(peak_memory_mb(self.args.device), 1),
             "epoch": self.state.epoch,
-            **{f"train_{name}": value for name, value in last.items() if name not in ("epoch", "step")},
+            **{
+                f"train_{name}": value
+                for name, value in self._last_means().items()
+                if name not in ("epoch", "step", "images_per_second")
+            },
         }

@@ -9,8 +9,8 @@ __all__ = ["check_arguments"]
 
 MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # they wait for a measure of each evaluation
 REFUSED = (
-    ("eval_strategy", ("no",), "measure the saved pipeline after training"),
-    ("load_best_model_at_end", (False,), "measure the saved pipeline after training"),
+    ("eval_strategy", ("no",), "give `measure` and `measure_steps`"),
+    ("load_best_model_at_end", (False,), "the last averages are saved"),
     ("save_only_model", (False,), "a run could not go on from it; use `save_model`"),
     ("dataloader_drop_last", (False,), "small batches are always full"),
     ("train_sampling_strategy", ("random",), "rows are always shuffled"),
@@ -39,8 +39,8 @@ def check_arguments(args: TrainingArguments, dataset: object) -> None:
     schedule = str(SchedulerType(args.lr_scheduler_type).value)
     if schedule in MEASURING_SCHEDULES:
         raise ValueError(
-            f"`lr_scheduler_type`={schedule!r} has no meaning for PhasedTrainer: nothing is measured during "
-            "a run; take a schedule by steps, such as 'cosine'."
+            f"`lr_scheduler_type`={schedule!r} has no meaning for PhasedTrainer: it waits for an "
+            "evaluation; take a schedule by steps, such as 'cosine'."
         )
     for name, accepted, instead in REFUSED:
         value = getattr(args, name)

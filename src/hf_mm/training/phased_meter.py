@@ -1,17 +1,19 @@
-"""What a phased run measures as it goes: means for the log, and whether its numbers are still finite.
+"""What a phased run counts as it goes: means for the log, seconds, and whether its numbers are still finite.
 
 On an accelerator nothing is read back before it is logged: reading a number waits for all work before it.
 """
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
 
 from ..objectives.phased import DivergedError
 
-__all__ = ["FiniteWatch", "RunningMeans"]
+__all__ = ["FiniteWatch", "RunningMeans", "TrainingClock"]
 
 NEVER = 2**62
 
@@ -48,6 +50,44 @@ class RunningMeans:
     def clear(self) -> None:
         """Begin anew."""
         self._sums, self._counts = {}, {}
+
+
+class TrainingClock:
+    """Seconds of training alone: looking at a run, measuring it and saving it do not count.
+
+    Args:
+        device: Whose work is waited for before the clock stops; it is given more than it has done.
+        seconds: What went before, in the run that is resumed.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
+        self._device = device
+        self._before = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def go(self) -> None:
+        """Count from now on."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Count no more."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._before, self._since = self.seconds, None
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Count nothing while the block runs."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.go()
 
 
 class FiniteWatch:

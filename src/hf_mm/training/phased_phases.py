@@ -17,7 +17,14 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from ..objectives.phased import PhasedObjective
 
-__all__ = ["Phase", "average_gradients", "build_phases", "phases_state", "restore_phases"]
+__all__ = [
+    "Phase",
+    "average_gradients",
+    "build_phases",
+    "phases_state",
+    "restore_phases",
+    "share_weights",
+]
 
 BUCKET = 2**24
 """Numbers that processes exchange in one go."""
@@ -158,6 +165,12 @@ def _optimizer(parameters: Sequence[nn.Parameter], args: TrainingArguments, rate
         {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     return kind([group for group in groups if group["params"]], **{**settings, "lr": rate})
+
+
+def share_weights(objective: nn.Module) -> None:
+    """Give all processes the weights and buffers of the first."""
+    for tensor in (*objective.parameters(), *objective.buffers()):
+        distributed.broadcast(tensor.detach(), 0)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class LossBar(ProgressCallback):
         shown = {name: f"{value:.3g}" for name, value in logs.items() if name.endswith("_loss")}
         if SPEED in logs:
             shown["images/s"] = f"{logs[SPEED]:.0f}"
-        self.training_bar.set_postfix(shown)
+        if shown:  # a measurement leaves them as they are
+            self.training_bar.set_postfix(shown)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,7 +7,8 @@ it is deleted. So a run can be killed at any moment, and whatever is called `che
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,10 +28,11 @@ __all__ = [
     "remove_unfinished",
     "restore_chance",
     "rotate",
+    "undisturbed",
     "write_checkpoint",
 ]
 
-PARTS = ("objective", "averages", "phases", "chance", "place")
+PARTS = ("objective", "averages", "phases", "chance", "place", "progress")
 
 
 def write_checkpoint(final: Path, parts: Mapping[str, Any], state: TrainerState) -> None:
@@ -96,15 +98,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def chance_of_all_processes() -> list[dict[str, Any]]:
     """The state of each process's sources of chance. Every process calls it."""
-    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
-    own: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), place, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    return gather_object([own])
+    return gather_object([_own_chance()])
 
 
 def restore_chance(states: list[dict[str, Any]], process: int, processes: int) -> None:
@@ -118,7 +112,32 @@ def restore_chance(states: list[dict[str, Any]], process: int, processes: int) -
             f"The checkpoint was written by {len(states)} processes, this run has {processes}; start as "
             "many, or draws would not go on as they were."
         )
-    own = states[process]
+    _restore_own(states[process])
+
+
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Whatever is drawn in the block, the sources of chance of this process go on as if it had not been."""
+    own = _own_chance()
+    try:
+        yield
+    finally:
+        _restore_own(own)
+
+
+def _own_chance() -> dict[str, Any]:
+    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    own: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), place, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    return own
+
+
+def _restore_own(own: Mapping[str, Any]) -> None:
     kind, keys, place, has_gauss, cached = own["numpy"]
     version, numbers, gauss = own["python"]
     random.setstate((version, tuple(numbers), gauss))
