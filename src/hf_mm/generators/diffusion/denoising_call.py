@@ -103,7 +103,7 @@ def denoise(
         class_labels: (B,), the null class included, for denoisers with classes.
         text_states: (B, L, D), for denoisers with texts.
         text_mask: (B, L), 0 on padding; not for those that read padding, see `reads_padding`.
-        second_timestep: () or (B,), for an `MMDiTModel` with `second_time`.
+        second_timestep: () or (B,), for an `MMDiTModel` with `second_time`; by default `timestep`.
 
     Returns:
         (B, C', Y, X), where C' are the channels that are denoised.
@@ -145,12 +145,13 @@ def _checked_conditions(
     second_timestep: Tensor | float | None,
 ) -> dict[str, Any]:
     """The conditions that there are, under the names that the denoiser knows."""
-    wanted = {
+    asked = {
         "class_labels": (takes_classes(denoiser), class_labels),
         "text_states": (takes_texts(denoiser), text_states),
-        "second_timestep": (denoiser.config.get("second_time", False), second_timestep),
     }
-    for name, (wants, given) in wanted.items():
+    if second_timestep is not None:
+        asked["second_timestep"] = (denoiser.config.get("second_time", False), second_timestep)
+    for name, (wants, given) in asked.items():
         if wants != (given is not None):
             raise ValueError(
                 f"{type(denoiser).__name__} is asked by `{name}`, which are missing; pass them."
