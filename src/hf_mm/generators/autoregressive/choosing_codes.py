@@ -6,18 +6,14 @@ Ho and Salimans 2022, "Classifier-Free Diffusion Guidance" (https://arxiv.org/ab
 Shapes: B rows, K codes.
 """
 
-from collections.abc import Callable, Sequence
-from operator import index
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-__all__ = ["code_warpers", "draw_codes", "guided_logits", "picture_generators", "row_noise"]
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
+__all__ = ["code_warpers", "draw_codes", "guided_logits", "row_noise"]
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -72,38 +68,6 @@ def draw_codes(logits: Tensor, noise: Tensor) -> Tensor:
         noise: (B, K) q, exponentially distributed, see `row_noise`.
     """
     return (logits.softmax(-1) / noise).argmax(-1)
-
-
-def picture_generators(
-    generator: Generators, seed: int | Sequence[int] | None, pictures: int
-) -> torch.Generator | list[torch.Generator] | None:
-    """One source of chance for each picture, or one for all.
-
-    Args:
-        generator: One for all pictures together, a list with one for each, or none.
-        seed: Instead of it, the seed of the first picture, whose followers have the numbers after it; or a
-            list with one for each.
-        pictures: How many.
-
-    Raises:
-        ValueError: Both are given, or a list is not as long as there are pictures.
-    """
-    if generator is not None and seed is not None:
-        raise ValueError("`generator` and `seed` say the same thing twice; give one of them.")
-    if seed is not None:
-        seeds = range(int(seed), int(seed) + pictures) if isinstance(seed, int | np.integer) else list(seed)
-        generator = [torch.Generator().manual_seed(index(number)) for number in seeds]
-        name = "seed"
-    else:
-        name = "generator"
-    if generator is None or isinstance(generator, torch.Generator):
-        return generator
-    generators = list(generator)
-    if len(generators) != pictures:
-        raise ValueError(
-            f"`{name}` has {len(generators)} entries for {pictures} pictures; give one for each."
-        )
-    return generators
 
 
 def row_noise(generators: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...hub.diffusers_code import RemotePipelineMixin
 from ...layers.class_ids import class_ids
-from .choosing_codes import picture_generators, row_noise
+from ...layers.picture_chance import picture_generators
+from .choosing_codes import row_noise
 from .code_vocabulary import CodeVocabulary
 from .picture_codes import codebook_size, pictures_of_codes
 

@@ -1,0 +1,43 @@
+"""Where the chance in each picture of a call comes from: seeds, or generators of random numbers."""
+
+from collections.abc import Sequence
+from operator import index
+
+import numpy as np
+import torch
+
+__all__ = ["Generators", "picture_generators"]
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def picture_generators(
+    generator: Generators, seed: int | Sequence[int] | None, pictures: int
+) -> torch.Generator | list[torch.Generator] | None:
+    """One source of chance for each picture, or one for all.
+
+    Args:
+        generator: One for all pictures together, a list with one for each, or none.
+        seed: Instead of it, the seed of the first picture, whose followers have the numbers after it; or a
+            list with one for each.
+        pictures: How many.
+
+    Raises:
+        ValueError: Both are given, or a list is not as long as there are pictures.
+    """
+    if generator is not None and seed is not None:
+        raise ValueError("`generator` and `seed` say the same thing twice; give one of them.")
+    if seed is not None:
+        seeds = range(int(seed), int(seed) + pictures) if isinstance(seed, int | np.integer) else list(seed)
+        generator = [torch.Generator().manual_seed(index(number)) for number in seeds]
+        name = "seed"
+    else:
+        name = "generator"
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    generators = list(generator)
+    if len(generators) != pictures:
+        raise ValueError(
+            f"`{name}` has {len(generators)} entries for {pictures} pictures; give one for each."
+        )
+    return generators
