@@ -43,6 +43,10 @@ def test_means_count_a_number_where_it_was_given():
     means.add({"loss": torch.tensor(1.0, requires_grad=True), "late": 2})
     means.add({"loss": torch.tensor(4.0)})
     assert means.read(torch.device("cpu")) == {"loss": 2.5, "late": 2.0}
+    again = RunningMeans()
+    again.load_state_dict(means.state_dict())
+    again.add({"loss": 1.0})
+    assert again.read(torch.device("cpu")) == {"loss": 2.0, "late": 2.0}
     means.clear()
     assert means.read(torch.device("cpu")) == {}
 

@@ -69,6 +69,14 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped(tmp_path, na
     assert not torch.equal(found["own"]["generator.0.weight"], found["averages"]["generator.0.weight"])
 
 
+def test_the_first_log_of_a_resumed_run_has_the_steps_before_it_too(tmp_path):
+    whole = finished(run_of(tmp_path, logging_steps=3))
+    run = run_of(tmp_path, TinyGAN(seed=1), logging_steps=3)
+    found = finished(run, resume_from_checkpoint=tmp_path / "checkpoint-2")
+    assert [entry["step"] for entry in found["losses"]] == [3, 6]
+    assert found["losses"] == whole["losses"]
+
+
 def test_previews_of_a_resumed_run_are_the_same(tmp_path):
     options = {"preview_steps": 3}
     run_of(tmp_path, options=options).train()
@@ -174,8 +182,8 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         ValueError, match=r"phases \['discriminator', 'generator'\], this run \['generator'\]; go"
     ):
         run_of(tmp_path, single).train(resume_from_checkpoint=last)
-    chance = torch.load(last / "chance.pt")
-    torch.save(chance * 2, last / "chance.pt")
+    processes = torch.load(last / "processes.pt")
+    torch.save(processes * 2, last / "processes.pt")
     with pytest.raises(
         ValueError, match="was written by 2 processes, this run has 1; start as many, or draws"
     ):

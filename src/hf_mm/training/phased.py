@@ -43,11 +43,11 @@ from .phased_previews import preview_file, write_preview
 from .phased_progress import LossBar
 from .phased_publishing import push_folder
 from .phased_state import (
-    chance_of_all_processes,
     read_checkpoint,
     remove_unfinished,
-    restore_chance,
+    restore_process,
     rotate,
+    states_of_processes,
     undisturbed,
     write_checkpoint,
 )
@@ -173,10 +173,11 @@ class PhasedTrainer:
         reset_peak_memory(self.args.device)
         wanted = [(weight, weight.requires_grad) for weight in self.objective.parameters()]
         try:
-            chance = self._begin(checkpoint)
+            states = self._begin(checkpoint)
             loader = iter(self._loader())
-            if chance is not None:  # last, so that nothing of the above draws from it
-                restore_chance(chance, self.accelerator.process_index, self.accelerator.num_processes)
+            if states is not None:  # last, so that nothing of the above draws from its sources of chance
+                process = self.accelerator.process_index, self.accelerator.num_processes
+                self._means.load_state_dict(restore_process(states, *process))
             return self._run(loader)
         except DivergedError as error:
             raise DivergedError(f"{str(error).rstrip('.')}. {self._what_is_left()}") from error
@@ -225,7 +226,7 @@ class PhasedTrainer:
         return None if found is None else Path(found)
 
     def _begin(self, checkpoint: Path | None) -> list[dict[str, Any]] | None:
-        """Set everything up; the state of chance of a checkpoint."""
+        """Set everything up; what each process had of its own when a checkpoint was written."""
         args, max_steps = self.args, self.max_steps
         if self.accelerator.is_main_process:
             remove_unfinished(self.folder)
@@ -240,7 +241,7 @@ class PhasedTrainer:
         self._previewed = self._saved = None
         self._clock = TrainingClock(args.device)
         self.state = TrainerState()
-        chance = None if checkpoint is None else self._restore(checkpoint)
+        states = None if checkpoint is None else self._restore(checkpoint)
         self.state.max_steps = max_steps
         self.state.num_train_epochs = -(-max_steps * self.rows_per_step // len(self.train_dataset))
         self.state.is_local_process_zero = self.accelerator.is_local_main_process
@@ -249,7 +250,7 @@ class PhasedTrainer:
         self.state.compute_steps(args, max_steps)
         self.objective.train()
         self.objective.requires_grad_(False)
-        return chance
+        return states
 
     def _loader(self) -> DataLoader:
         args = self.args
@@ -377,14 +378,14 @@ class PhasedTrainer:
 
     def _save(self) -> None:
         """Write a checkpoint."""
-        chance = chance_of_all_processes()
+        processes = states_of_processes(self._means.state_dict())
         folder = self.folder / f"checkpoint-{self.state.global_step}"
         if self.accelerator.is_main_process:
             parts = {
                 "objective": self.objective.state_dict(),
                 "averages": self._averages.state_dict(),
                 "phases": phases_state(self._phases, self.accelerator.scaler),
-                "chance": chance,
+                "processes": processes,
                 "place": self._place(),
                 "progress": {"train_seconds": self._clock.seconds},
             }
@@ -402,7 +403,7 @@ class PhasedTrainer:
         return {"rows": len(self.train_dataset), "rows_per_step": self.rows_per_step, "data_seed": seed}
 
     def _restore(self, folder: Path) -> list[dict[str, Any]]:
-        """Go on from a checkpoint; the state of chance, which is restored last."""
+        """Go on from a checkpoint; what each process had of its own, which is restored last."""
         parts, state = read_checkpoint(folder)
         if parts["place"] != self._place():
             raise ValueError(
@@ -414,7 +415,7 @@ class PhasedTrainer:
         restore_phases(self._phases, self.accelerator.scaler, parts["phases"])
         self.state, self._saved = state, folder
         self._clock = TrainingClock(self.args.device, parts["progress"]["train_seconds"])
-        return parts["chance"]
+        return parts["processes"]
 
     def _what_is_left(self) -> str:
         advice = "with lower `learning_rate`s, a smaller `max_grad_norm` or another seed"

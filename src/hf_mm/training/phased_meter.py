@@ -30,7 +30,7 @@ class RunningMeans:
         for name, value in values.items():
             value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
             if name in self._sums:
-                self._sums[name] = self._sums[name] + value
+                self._sums[name] = self._sums[name].to(value.device) + value
                 self._counts[name] += 1
             else:
                 self._sums[name], self._counts[name] = value, 1
@@ -50,6 +50,15 @@ class RunningMeans:
     def clear(self) -> None:
         """Begin anew."""
         self._sums, self._counts = {}, {}
+
+    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
+        """Sum and count by name, on the CPU; of this process alone."""
+        return {name: (total.cpu(), self._counts[name]) for name, total in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, tuple[Tensor, int]]) -> None:
+        """Go on with what `state_dict` gave."""
+        self._sums = {name: total for name, (total, _) in state.items()}
+        self._counts = {name: count for name, (_, count) in state.items()}
 
 
 class TrainingClock:

@@ -23,16 +23,16 @@ from ..hub.saving import UNFINISHED, atomic_folder
 from .checkpoints import LAST_FILE
 
 __all__ = [
-    "chance_of_all_processes",
     "read_checkpoint",
     "remove_unfinished",
-    "restore_chance",
+    "restore_process",
     "rotate",
+    "states_of_processes",
     "undisturbed",
     "write_checkpoint",
 ]
 
-PARTS = ("objective", "averages", "phases", "chance", "place", "progress")
+PARTS = ("objective", "averages", "phases", "processes", "place", "progress")
 
 
 def write_checkpoint(final: Path, parts: Mapping[str, Any], state: TrainerState) -> None:
@@ -96,13 +96,20 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink()
 
 
-def chance_of_all_processes() -> list[dict[str, Any]]:
-    """The state of each process's sources of chance. Every process calls it."""
-    return gather_object([_own_chance()])
+def states_of_processes(means: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each process has of its own: its sources of chance, and means. Every process calls it.
+
+    Args:
+        means: Of this process, as `RunningMeans.state_dict` gives them.
+    """
+    return gather_object([{"chance": _own_chance(), "means": dict(means)}])
 
 
-def restore_chance(states: list[dict[str, Any]], process: int, processes: int) -> None:
-    """Put back what `chance_of_all_processes` found.
+def restore_process(states: list[dict[str, Any]], process: int, processes: int) -> dict[str, Any]:
+    """Let a process draw on from where `states_of_processes` found it.
+
+    Returns:
+        Its means.
 
     Raises:
         ValueError: The checkpoint was written by another number of processes.
@@ -112,7 +119,8 @@ def restore_chance(states: list[dict[str, Any]], process: int, processes: int) -
             f"The checkpoint was written by {len(states)} processes, this run has {processes}; start as "
             "many, or draws would not go on as they were."
         )
-    _restore_own(states[process])
+    _restore_own(states[process]["chance"])
+    return states[process]["means"]
 
 
 @contextmanager
