@@ -40,7 +40,7 @@ class DiffusionLoraMixin(LoraBaseMixin):
 
     _lora_loadable_modules = ["denoiser", LORA_TEXT_PREFIX]
 
-    def load_lora_weights(  # ty: ignore[invalid-method-override]
+    def load_lora_weights(  # ty: ignore[incompatible-method-override]
         self,
         pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor],
         adapter_name: str | None = None,
@@ -75,7 +75,7 @@ class DiffusionLoraMixin(LoraBaseMixin):
             load: Any = StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder
             load(state, text_encoder=parts.text_encoder, lora_scale=self.lora_scale, **options)
 
-    def save_lora_weights(  # ty: ignore[invalid-method-override]
+    def save_lora_weights(  # ty: ignore[incompatible-method-override]
         self, save_directory: str | Path, adapter_name: str = "default", weight_name: str = LORA_FILE
     ) -> None:
         """Write one adapter, of the denoiser and of the text encoder if that has it too.

@@ -19,8 +19,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 __all__ = ["StableDiffusionFolderMixin", "stock_text_encoder"]
 
 PLAIN = "StableDiffusionPipeline"
-PLAIN_TARGETS = ("epsilon", "v_prediction", "sample")
-PLAIN_SCHEDULERS = ("init_noise_sigma", "scale_model_input", "alphas_cumprod")  # what it asks of one
+FLOW, PLAIN_FLOW = "flow_velocity", "flow_prediction"  # our word, and that of diffusers' schedulers
+PLAIN_TARGETS = ("epsilon", "v_prediction", "sample", FLOW)
+PLAIN_SCHEDULER_ASKS = ("init_noise_sigma", "scale_model_input")  # StableDiffusionPipeline, of a scheduler
 LONGEST_PLAIN_TEXT = 100_000  # tokenizers without a limit have an astronomical one
 PLAIN_INDEX = "model_index.json"
 
@@ -79,13 +80,14 @@ class StableDiffusionFolderMixin:
             **{"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None} | options,
         )
         make: Any = cls
+        target = pipe.scheduler.config["prediction_type"]
         return make(
             denoiser=pipe.unet,
             scheduler=pipe.scheduler,
             vae=pipe.vae,
             text_encoder=pipe.text_encoder,
             tokenizer=pipe.tokenizer,
-            prediction_type=pipe.scheduler.config["prediction_type"],
+            prediction_type=FLOW if target == PLAIN_FLOW else target,
         )
 
 
@@ -163,22 +165,30 @@ def _require_plain_texts(text_encoder: Any, tokenizer: Any) -> None:
 
 
 def _require_plain_scheduler(scheduler: Any, prediction_type: str) -> None:
+    name, config = type(scheduler).__name__, scheduler.config
     if prediction_type not in PLAIN_TARGETS:
         raise ValueError(
             f"The `denoiser` predicts {prediction_type!r}; Stable Diffusion draws by "
             f"{', '.join(PLAIN_TARGETS)}. Share the pipeline itself, it loads with `trust_remote_code=True`."
         )
-    if not all(hasattr(scheduler, name) for name in PLAIN_SCHEDULERS):
+    if not all(hasattr(scheduler, asked) for asked in PLAIN_SCHEDULER_ASKS):
+        remedy = "DDIMScheduler.from_config(pipe.scheduler.config)"
+        if prediction_type == FLOW:
+            remedy = f"UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type={PLAIN_FLOW!r})"
+        raise ValueError(f"Stable Diffusion cannot draw by {name}; write `pipe.scheduler = {remedy}` before.")
+    expects, wanted = config.get("prediction_type"), _plain_target(prediction_type)
+    if expects != wanted or bool(config.get("use_flow_sigmas")) != (prediction_type == FLOW):
+        flow = prediction_type == FLOW
         raise ValueError(
-            f"Stable Diffusion cannot draw by {type(scheduler).__name__}; set `pipe.scheduler` to "
-            "DDIMScheduler, or another one with a noise schedule."
+            f"The `denoiser` predicts {prediction_type!r}, but {name} expects {expects!r}; write "
+            f"`pipe.scheduler = {name}.from_config(pipe.scheduler.config, prediction_type={wanted!r}"
+            f"{', use_flow_sigmas=True' if flow else ''})` before."
         )
-    if scheduler.config["prediction_type"] != prediction_type:
-        raise ValueError(
-            f"The scheduler has `prediction_type`={scheduler.config['prediction_type']!r}, the denoiser "
-            f"predicts {prediction_type!r}; build the scheduler with "
-            f"`from_config(scheduler.config, prediction_type={prediction_type!r})`."
-        )
+
+
+def _plain_target(prediction_type: str) -> str:
+    """The word of diffusers' schedulers for it."""
+    return PLAIN_FLOW if prediction_type == FLOW else prediction_type
 
 
 def _require_plain_index(folder: Path) -> None:
