@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mm import easy_vqa_captions, easy_vqa_descriptions, generation_rows
+from hf_mm import described_shapes, easy_vqa_captions, easy_vqa_descriptions, generation_rows
 from hf_mm.data.easy_vqa import shape_centre
 
 
@@ -49,3 +49,10 @@ def test_rows_to_draw_have_the_captions_and_the_24_classes(described):
     assert rows.class_names[rows.labels[0]] in rows.texts[0][-1]
     whole = torch.from_numpy(np.asarray(described[0]["image"].convert("RGB")).copy()).float()
     assert torch.equal(rows.pixels[0, :, 3, 5], whole[6:8, 10:12].mean((0, 1)).round().byte())
+
+
+def test_captions_can_be_asked_for_again(described):
+    prompts = described_shapes(described)
+    assert [prompt.text for prompt in prompts] == [texts[0] for texts in described["caption"]]
+    assert sum(prompt.place is None for prompt in prompts) == 331
+    assert (prompts[0].colour, prompts[0].shape) == (described[0]["colour"], described[0]["shape"])

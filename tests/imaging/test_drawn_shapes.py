@@ -66,8 +66,8 @@ def test_pictures_of_any_kind_and_size_measure_alike():
     image = picture("circle", "teal", (20, 4, 44, 28))
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)[None]
-    assert measure_shapes([image]) == measure_shapes(array[None]) == measure_shapes(tensor)
-    assert measure_shapes(tensor) == measure_shapes(tensor.float())
+    assert measure_shapes([image]) == measure_shapes([array]) == measure_shapes(tensor)
+    assert measure_shapes(tensor) == measure_shapes(tensor / 127.5 - 1)
     small = measure_shapes([image.resize((32, 32), Image.Resampling.BOX)])[0]
     assert (small.colour, small.shape, small.place(), small.size()) == ("teal", "circle", "top", "big")
     assert measure_shapes([]) == []
@@ -121,6 +121,8 @@ def test_captions_say_the_same_in_several_ways_and_prompts_say_all():
     assert prompts[0].text == "a small black circle at the top left"
 
 
-def test_pictures_of_one_channel_are_refused():
-    with pytest.raises(ValueError, match=r"`pictures` must be \(pictures, 3, .* got \(2, 1, 8, 8\)"):
+def test_grey_pictures_and_several_sizes_are_refused():
+    with pytest.raises(ValueError, match="`pictures` have 1 channels; give RGB pictures of one size"):
         measure_shapes(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"`pictures` are \[\(8, 8, 3\), \(9, 9, 3\)\]; give RGB pictures"):
+        measure_shapes([Image.new("RGB", (side, side)) for side in (8, 9)])

@@ -11,10 +11,10 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from ..imaging.drawn_shapes import SHAPE_COLOURS, SHAPE_KINDS, measure_shapes
-from ..imaging.shape_captions import describe_shape
+from ..imaging.shape_captions import ShapePrompt, describe_shape
 from .easy_vqa import Split, image_paths
 
-__all__ = ["easy_vqa_descriptions"]
+__all__ = ["described_shapes", "easy_vqa_descriptions"]
 
 PICTURE_PX = 64
 PLACE_MARGIN = 2 / PICTURE_PX
@@ -80,3 +80,18 @@ def easy_vqa_descriptions(split: Split = "train") -> Dataset:
         sum(not row["size"] for row in rows),
     )
     return Dataset.from_list(rows, features=FEATURES)
+
+
+def described_shapes(rows: Dataset) -> list[ShapePrompt]:
+    """What the captions of `easy_vqa_descriptions` say, to judge the judges of drawn pictures by real ones.
+
+    Args:
+        rows: Of `easy_vqa_descriptions`.
+
+    Returns:
+        The first caption of each row and its words.
+    """
+    return [
+        ShapePrompt(row["caption"][0], row["colour"], row["shape"], row["place"] or None, row["size"] or None)
+        for row in rows.remove_columns("image")
+    ]

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from .pixel_levels import pixel_levels
+
 __all__ = ["PLACES", "SHAPE_COLOURS", "SHAPE_KINDS", "SHAPE_SIZES", "DrawnShape", "measure_shapes"]
 
 SHAPE_COLOURS = {
@@ -93,32 +95,32 @@ class DrawnShape:
         return SHAPE_SIZES[int(self.side >= SMALL_BELOW)]
 
 
-def measure_shapes(pictures: Tensor | np.ndarray | Sequence[object]) -> list[DrawnShape]:
+def measure_shapes(pictures: Tensor | Sequence[object]) -> list[DrawnShape]:
     """Measure pictures of one shape each.
 
     Args:
-        pictures: (N, 3, H, W), of 0 to 255, uint8 or floats; or N pictures of one size, of PIL or
-            (H, W, 3) arrays.
+        pictures: (N, 3, H, W), floats in [-1, 1] or uint8; or N pictures of one size, of PIL or uint8 arrays
+            (H, W, 3).
 
     Returns:
         What each shows.
 
     Raises:
-        ValueError: They are no pictures of three channels.
+        ValueError: They are no pictures of three channels, or not of one size.
     """
-    if not isinstance(pictures, Tensor):
-        if not len(pictures):
-            return []
-        stacked = np.stack([np.asarray(picture) for picture in pictures])
-        if stacked.shape[1] != 3 and stacked.ndim == 4:
-            stacked = stacked.transpose(0, 3, 1, 2)
-        pictures = torch.from_numpy(stacked)
-    if pictures.ndim != 4 or pictures.shape[1] != 3:
-        raise ValueError(
-            f"`pictures` must be (pictures, 3, height, width) of 0 to 255, got {tuple(pictures.shape)}; "
-            "convert grey ones to RGB."
-        )
-    return [shape for chunk in pictures.split(CHUNK) for shape in _measure(chunk.detach().cpu().float())]
+    if isinstance(pictures, Tensor):
+        levels = pixel_levels(pictures, "pictures")
+    elif len(pictures):
+        arrays = [np.asarray(picture) for picture in pictures]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1 or arrays[0].ndim != 3:
+            raise ValueError(f"`pictures` are {sorted(shapes)}; give RGB pictures of one size.")
+        levels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    else:
+        return []
+    if levels.shape[1] != 3:
+        raise ValueError(f"`pictures` have {levels.shape[1]} channels; give RGB pictures of one size.")
+    return [shape for chunk in levels.split(CHUNK) for shape in _measure(chunk.cpu().float())]
 
 
 def _measure(pixels: Tensor) -> list[DrawnShape]:

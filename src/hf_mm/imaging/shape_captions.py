@@ -16,21 +16,21 @@ SYNONYMS = {"small": "little", "big": "large"}
 
 @dataclass(frozen=True)
 class ShapePrompt:
-    """What shall be drawn.
+    """What shall be drawn, or what a picture shows.
 
     Args:
         text: Such as "a small red triangle at the top left".
         colour: One of `SHAPE_COLOURS`.
         shape: One of `SHAPE_KINDS`.
-        place: One of `PLACES`.
-        size: One of `SHAPE_SIZES`.
+        place: One of `PLACES`; `None` where that is not said.
+        size: One of `SHAPE_SIZES`; `None` where that is not said.
     """
 
     text: str
     colour: str
     shape: str
-    place: str
-    size: str
+    place: str | None = None
+    size: str | None = None
 
 
 def describe_shape(colour: str, shape: str, place: str | None = None, size: str | None = None) -> list[str]:
