@@ -130,7 +130,7 @@ def test_each_distinct_text_is_encoded_once_and_the_empty_one_too(states):
 @torch.no_grad()
 def test_a_denoiser_that_reads_padding_gets_it(tmp_path):
     encoder, tokenizer = text_encoder(), words()
-    found = extract_text_states(encoder, tokenizer, TEXTS, tmp_path, reads_padding=True, progress=False)
+    found = extract_text_states(encoder, tokenizer, TEXTS, tmp_path, full_length=True, progress=False)
     values, mask = found(TEXTS)
     length = tokenizer.model_max_length
     ids = tokenizer(list(TEXTS), padding="max_length", return_tensors="pt")["input_ids"]
@@ -177,17 +177,19 @@ def test_a_store_of_something_else_is_refused(store, changes, message):
         extract_latents(vae(), folder=store, **options)
 
 
-def test_texts_that_are_not_there_or_too_long_are_named(states, tmp_path):
+def test_texts_that_are_not_there_are_named(states):
     with pytest.raises(KeyError, match="has no states of 'a boot' among its 4 texts"):
         TextStateStore(states)(["a boot"])
-    tokenizer = words()
-    tokenizer.model_max_length = 4
-    with pytest.raises(
-        ValueError, match="The text 'a green pear' has 5 tokens, the tokenizer knows at most 4"
-    ):
-        extract_text_states(text_encoder(), tokenizer, TEXTS, tmp_path, progress=False)
     with pytest.raises(ValueError, match="has text states of other texts"):
         extract_text_states(text_encoder(), words(), TEXTS[:1], states, shard_size=3, progress=False)
+
+
+def test_texts_beyond_the_context_are_cut_as_in_drawing(tmp_path, caplog):
+    tokenizer = words()
+    tokenizer.model_max_length = 4
+    found = extract_text_states(text_encoder(), tokenizer, TEXTS, tmp_path, progress=False)
+    assert found(["a green pear"])[0].shape == (1, 4, 16)
+    assert "longer than the context of 4 tokens" in caplog.text
 
 
 def test_faulty_rows_are_named(store):

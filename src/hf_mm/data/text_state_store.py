@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..generators.diffusion.denoising_call import encode_text
+from ..generators.diffusion.text_states import prompt_tokens, text_context
 from .latent_store import DTYPES
 from .shard_folder import ShardFolder, model_fingerprint
 
@@ -49,7 +50,7 @@ class TextStateStore:
             shards.check_model(index, model_fingerprint(text_encoder))
         shards.check_finished(index)
         self.folder = Path(folder)
-        self.reads_padding: bool = index["reads_padding"]
+        self.full_length: bool = index["full_length"]
         self._places = {text: number for number, text in enumerate(index["texts"])}
         self._lengths = torch.tensor(index["lengths"])
         self._rows_of_a_shard: int = index["shard_size"]
@@ -64,7 +65,7 @@ class TextStateStore:
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The states (B, L, D) float32 of some texts, and their mask (B, L), 0 on padding.
 
-        L is that of the longest of them, or of the tokenizer where padding is read.
+        L is that of the longest of them, or the context where padding is read.
 
         Raises:
             KeyError: A text is not there.
@@ -89,7 +90,7 @@ def extract_text_states(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     folder: str | Path,
-    reads_padding: bool = False,
+    full_length: bool = False,
     batch_size: int = 64,
     shard_size: int = 1024,
     dtype: str = "float32",
@@ -99,11 +100,11 @@ def extract_text_states(
 
     Args:
         text_encoder: Any of transformers' with a `last_hidden_state`.
-        tokenizer: Its own; too long texts are an error.
+        tokenizer: Its own; what is beyond the context is cut off and reported, as in drawing.
         texts: In any order, any number of times.
         folder: Of the store; what is there is used, what is missing is made.
-        reads_padding: Pad all texts to the length that the tokenizer knows, and give the encoder no mask, as
-            Stable Diffusion has it; see `reads_padding` in `denoising_call.py`.
+        full_length: Pad all texts to the context, and give the encoder no mask, for denoisers that read
+            padding, as Stable Diffusion's does.
         batch_size: Texts that the encoder is given at once.
         shard_size: Texts of a shard.
         dtype: Of the numbers on the disk, "float32" or "float16".
@@ -113,26 +114,28 @@ def extract_text_states(
         The states.
 
     Raises:
-        ValueError: A text is longer than the tokenizer knows; or the folder holds states of another encoder
-            or tokenizer, of other texts or numbers; or a shard is damaged.
+        ValueError: The folder holds states of another encoder or tokenizer, of other texts or numbers; or a
+            shard is damaged.
     """
     if dtype not in DTYPES:
         raise ValueError(f"`dtype`={dtype!r} must be one of {', '.join(DTYPES)}.")
     if shard_size < 1 or batch_size < 1:
         raise ValueError(f"`shard_size`={shard_size} and `batch_size`={batch_size} must be at least 1.")
     distinct = sorted({"", *texts})
-    ids, mask = _tokens(tokenizer, distinct, reads_padding)
+    context = text_context(tokenizer, text_encoder)
+    ids, mask = prompt_tokens(tokenizer, distinct, context, full_length)  # (U, L)
+    mask = torch.ones_like(mask) if full_length else mask
     shards = _shards_of(folder)
     new = {
         "text encoder": model_fingerprint(text_encoder),
         "texts": distinct,
         "tokens": hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
         "lengths": mask.sum(1).tolist(),
-        "reads_padding": reads_padding,
+        "full_length": full_length,
         "shard_size": shard_size,
         "dtype": dtype,
     }
-    same = ("texts", "tokens", "reads_padding", "shard_size", "dtype")
+    same = ("texts", "tokens", "full_length", "shard_size", "dtype")
     index = shards.begin(new, same, -(-len(distinct) // shard_size))
     was_training = text_encoder.training
     text_encoder.eval()
@@ -140,35 +143,18 @@ def extract_text_states(
         for number in tqdm(shards.missing(index), "Encoding texts", unit="shard", disable=not progress):
             some = slice(number * shard_size, (number + 1) * shard_size)
             parts = zip(ids[some].split(batch_size), mask[some].split(batch_size), strict=True)
-            states = torch.cat([_states(text_encoder, *part, reads_padding) for part in parts])
+            states = torch.cat([_states(text_encoder, *part, full_length) for part in parts])
             shards.write(number, states.numpy().astype(DTYPES[dtype]), index)
     finally:
         text_encoder.train(was_training)
     return TextStateStore(folder)
 
 
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], reads_padding: bool
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask (U, L), padded on the right."""
-    most = tokenizer.model_max_length
-    padding: Any = {"padding": "max_length" if reads_padding else "longest", "padding_side": "right"}
-    encoded = tokenizer(texts, **padding, return_tensors="pt", verbose=False)
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    for text, length in zip(texts, mask.sum(1).tolist(), strict=True):
-        if length > most:
-            raise ValueError(
-                f"The text {text!r:.80} has {length} tokens, the tokenizer knows at most {most} "
-                "(`model_max_length`); shorten it."
-            )
-    return ids, torch.ones_like(mask) if reads_padding else mask
-
-
 @torch.no_grad()
-def _states(text_encoder: Any, ids: Tensor, mask: Tensor, reads_padding: bool) -> Tensor:
+def _states(text_encoder: Any, ids: Tensor, mask: Tensor, full_length: bool) -> Tensor:
     """(B, L, D)."""
     device = text_encoder.device
-    given = None if reads_padding else mask.to(device)
+    given = None if full_length else mask.to(device)
     return encode_text(text_encoder, ids.to(device), given).float().cpu()
 
 
