@@ -176,6 +176,24 @@ def test_the_discriminator_learns_to_tell_reconstructions(batch, kind):
     assert logs["real_logits"] > logs["fake_logits"]
 
 
+@pytest.mark.parametrize("kind", ["plain", "ema"])
+def test_the_discriminator_learns_from_the_autoencoder_as_its_own_phase_left_it(batch, kind):
+    learner = objective(kind, with_discriminator=True)
+    phase(learner, "autoencoder")
+    learner.loss(batch, "autoencoder")[0].backward()
+    earlier = learner.model(batch["pixel_values"]).sample.detach()
+    with torch.no_grad():
+        for weight in learner.phase_parameters("autoencoder"):
+            weight -= 0.1 * weight.grad
+    phase(learner, "discriminator")
+    logs = learner.loss(batch, "discriminator")[1]
+    with torch.no_grad():
+        now = learner.discriminator(learner.model(batch["pixel_values"]).sample).mean()
+        before = learner.discriminator(earlier).mean()
+    assert_close(logs["fake_logits"], now)
+    assert (now - before).abs() > 1e-4
+
+
 def test_the_discriminators_phase_does_not_count_a_batch_twice_in_the_codebook(batch):
     learner = objective("ema", with_discriminator=True)
     learner.loss(batch, "autoencoder")

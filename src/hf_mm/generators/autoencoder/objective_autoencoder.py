@@ -188,6 +188,8 @@ class AutoencoderObjective(PhasedObjective):
 
     def _discriminator_loss(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.discriminator is not None
+        # Anew, as VQGAN does: the optimizer has moved the autoencoder, and its codebook, since its own phase
+        # drew them. Keeping those would save an eighth of a step and teach another thing: what was.
         with torch.no_grad():
             sample = self._through(pixels)[0]
         real, fake = self.discriminator(pixels), self.discriminator(sample)
