@@ -26,10 +26,12 @@ from .asked_conditions import Prompts, asked_guidance
 from .denoising_loop import CALLBACK_INPUTS, DenoisingSettings, StepCallback, denoised_latents
 from .guidance import Guidance
 from .image_inputs import downscale_of, latent_size, read_pictures
+from .lora_loading import DiffusionLoraMixin
 from .memory_switches import MemorySwitches, is_out_of_memory, memory_advice
 from .pipeline_parts import check_parts
 from .scaled_latents import latents_of_pictures, pictures_of_latents
 from .scheduler_fit import check_scheduler
+from .stable_diffusion import StableDiffusionFolderMixin
 from .starting_points import DenoisingStart, starting_point
 
 __all__ = ["ImageDiffusionPipeline"]
@@ -37,7 +39,9 @@ __all__ = ["ImageDiffusionPipeline"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class ImageDiffusionPipeline(MemorySwitches, RemotePipelineMixin, DiffusionPipeline):
+class ImageDiffusionPipeline(
+    MemorySwitches, StableDiffusionFolderMixin, DiffusionLoraMixin, RemotePipelineMixin, DiffusionPipeline
+):
     """Draw with a denoiser and any scheduler that fits.
 
         pipe = DiffusionPipeline.from_pretrained("me/my-diffusion")
@@ -45,7 +49,8 @@ class ImageDiffusionPipeline(MemorySwitches, RemotePipelineMixin, DiffusionPipel
         pipe("a small red triangle", num_inference_steps=25, guidance_scale=4.0).images[0]
 
     Another scheduler, from the config of this one: `pipe.scheduler =
-    DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`.
+    DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`. To and from plain Stable Diffusion:
+    `to_pipeline`, `from_stable_diffusion`; LoRA: `load_lora_weights` and what goes with it in diffusers.
 
     Args:
         denoiser: `UNet2DModel`, `UNet2DConditionModel` or `MMDiTModel`.

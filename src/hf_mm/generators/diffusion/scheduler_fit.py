@@ -48,46 +48,21 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
         raise ValueError(
             f"`prediction_type`={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}."
         )
-    name, config = type(scheduler).__name__, scheduler.config
-    wanted = expected_target(prediction_type)
-    expects = config.get("prediction_type", wanted if is_flow(scheduler) else None)
-    if prediction_type in FLOW_TARGETS:
-        remedy = _flow_remedy(scheduler, prediction_type)
-        if not is_flow(scheduler):
-            expects = expects or "a noise schedule"
-    else:
-        remedy = f"pipe.scheduler = {name}.from_config(pipe.scheduler.config, prediction_type={wanted!r})"
-        if is_flow(scheduler):
-            expects = "flow_prediction"
-            remedy = (
-                f"pipe.scheduler = {name}.from_config(pipe.scheduler.config, use_flow_sigmas=False, "
-                f"prediction_type={wanted!r})"
-                if "use_flow_sigmas" in config
-                else f"pipe.scheduler = DDIMScheduler(prediction_type={wanted!r}), with the betas of training"
-            )
-        elif "prediction_type" not in config or not hasattr(scheduler, "alphas_cumprod"):
-            raise ValueError(
-                f"{name} has no `prediction_type` or no noise schedule, so it cannot be told that the "
-                f"denoiser predicts {prediction_type!r}; write `pipe.scheduler = "
-                f"DDIMScheduler(prediction_type={wanted!r})`, with the betas of training."
-            )
-    fits = is_flow(scheduler) == (prediction_type in FLOW_TARGETS) and expects == wanted
-    if not fits or (prediction_type == "mean_flow" and name != FLOW_EULER):
+    name, expects = type(scheduler).__name__, _expected_by(scheduler)
+    fits = expects == ("flow_prediction" if prediction_type in FLOW_TARGETS else prediction_type)
+    if prediction_type == "mean_flow" and name != FLOW_EULER:
+        fits, expects = False, f"{expects} of one time"
+    if not fits:
         raise ValueError(
             f"The denoiser predicts {prediction_type!r} (`prediction_type` of the pipeline), but {name} "
-            f"expects {expects!r}; write `{remedy}`."
+            f"expects {expects}; write `pipe.scheduler = {_remedy(scheduler, prediction_type)}`."
         )
-    if str(config.get("variance_type", "")).startswith("learned"):
+    if str(scheduler.config.get("variance_type", "")).startswith("learned"):
         raise ValueError(
-            f"{name} expects a learned variance (`variance_type`={config['variance_type']!r}), which is not "
-            f"passed on; write `pipe.scheduler = {name}.from_config(pipe.scheduler.config, "
+            f"{name} expects a learned variance (`variance_type`={scheduler.config['variance_type']!r}), "
+            f"which is not passed on; write `pipe.scheduler = {name}.from_config(pipe.scheduler.config, "
             "variance_type='fixed_small')`."
         )
-
-
-def expected_target(prediction_type: str) -> str:
-    """The word of diffusers' schedulers for what they are given."""
-    return "flow_prediction" if prediction_type in FLOW_TARGETS else prediction_type
 
 
 def set_steps(scheduler: Any, count: int, device: torch.device) -> Tensor:
@@ -197,10 +172,26 @@ def step_options(scheduler: Any, generator: Any, eta: float) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in known}
 
 
-def _flow_remedy(scheduler: Any, prediction_type: str) -> str:
-    if "use_flow_sigmas" in scheduler.config and prediction_type != "mean_flow":
-        return (
-            f"pipe.scheduler = {type(scheduler).__name__}.from_config(pipe.scheduler.config, "
-            "use_flow_sigmas=True, prediction_type='flow_prediction')"
-        )
-    return f"pipe.scheduler = {FLOW_EULER}()"
+def _expected_by(scheduler: Any) -> str:
+    """The target that a scheduler takes, in the words of diffusers, or what it takes instead of one."""
+    target = scheduler.config.get("prediction_type")
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return "flow_prediction"
+    if target is None or not hasattr(scheduler, "alphas_cumprod"):
+        return "something that its config does not name"
+    if is_flow(scheduler) == (target == "flow_prediction"):
+        return target
+    return f"{target} along a {'flow' if is_flow(scheduler) else 'noise schedule'}"
+
+
+def _remedy(scheduler: Any, prediction_type: str) -> str:
+    """A scheduler that takes the target; the same one, where that can."""
+    name, config = type(scheduler).__name__, scheduler.config
+    knows_flow, flow = "use_flow_sigmas" in config, prediction_type in FLOW_TARGETS
+    if flow and (not knows_flow or prediction_type == "mean_flow"):
+        return f"{FLOW_EULER}()"
+    if not flow and ("prediction_type" not in config or not hasattr(scheduler, "alphas_cumprod")):
+        return f"DDIMScheduler(prediction_type={prediction_type!r}, ...)` with the betas of training in `..."
+    target = "flow_prediction" if flow else prediction_type
+    sigmas = f"use_flow_sigmas={flow}, " if knows_flow else ""
+    return f"{name}.from_config(pipe.scheduler.config, {sigmas}prediction_type={target!r})"

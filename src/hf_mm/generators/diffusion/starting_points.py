@@ -95,7 +95,7 @@ def starting_point(
     scheduler = pipe.scheduler
     first = begin_steps(scheduler, steps, strength if clean is not None else 1.0, device)
     if clean is None or (mask is not None and strength == 1.0):
-        begin = noise * scheduler.__dict__.get("init_noise_sigma", 1.0)
+        begin = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     else:
         begin = noised_start(scheduler, clean, noise, scheduler.timesteps[first : first + 1])
     return DenoisingStart(begin, first, *((noise, clean, mask) if mask is not None else ()))
