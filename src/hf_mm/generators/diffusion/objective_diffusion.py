@@ -259,7 +259,7 @@ class DiffusionObjective(PhasedObjective):
         """Pictures of every class in turn, of the prompts, or of anything; of texts only with prompts."""
         if self.texts is not None and not self.preview_prompts:
             return None
-        pipe = self.pipeline()
+        pipe: Any = self.pipeline()
         pipe.set_progress_bar_config(disable=True)
         asked: dict[str, Any] = {}
         if self.texts is not None:
