@@ -55,15 +55,18 @@ class DiTAttention(nn.Module):
         mixed = self.mix(query, key, self.split(self.to_v(context)), text_mask, key.shape[1])
         return self.to_out(mixed)
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tokens: int) -> Tensor:
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tokens: int, asking: int = 0
+    ) -> Tensor:
         """The values by the likeness of keys and queries, by the kernel that diffusers is set to.
 
         Args:
-            query: (B, Q, H, E).
+            query: (B, Q, H, E), those of the text first.
             key: (B, K, H, E), those of the text first.
             value: (B, K, H, E).
             mask: (B, 1, 1, K), false on what is not to be seen.
             tokens: How many keys are of the text, for `record`.
+            asking: How many queries are.
 
         Returns:
             (B, Q, D).
@@ -75,7 +78,7 @@ class DiTAttention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H, L, E)
         mixed, weights = eager_attention(self, query, key, value, hidden, self.head_dim**-0.5)
         if self.record is not None:
-            self.record.append(weights[..., :tokens].detach())
+            self.record.append(weights[:, :, asking:, :tokens].detach())
         return mixed.flatten(2)
 
     def split(self, states: Tensor) -> Tensor:
@@ -108,7 +111,7 @@ class DiTJointAttention(DiTAttention):
             self.add_q_proj, self.to_add_out = (OneDNNLinear(width, width) for _ in range(2))
             self.norm_added_q = self._norm(qk_norm, norm_eps)
 
-    def forward(  # ty: ignore[invalid-method-override]
+    def forward(  # ty: ignore[incompatible-method-override]
         self, hidden_states: Tensor, text: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Mix both sequences into both.
@@ -132,7 +135,7 @@ class DiTJointAttention(DiTAttention):
         if not self.text_looks:
             return self.to_out(self.mix(query, key, value, mask, tokens)), None
         query = torch.cat((self.norm_added_q(self.split(self.add_q_proj(text))), query), dim=1)
-        mixed = self.mix(query, key, value, mask, tokens)  # (B, L + N, D)
+        mixed = self.mix(query, key, value, mask, tokens, asking=tokens)  # (B, L + N, D)
         return self.to_out(mixed[:, tokens:]), self.to_add_out(mixed[:, :tokens])
 
 

@@ -10,6 +10,7 @@ Shapes: B pictures, N patches, L tokens of a text, D width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,14 +84,14 @@ class DiTBlock(nn.Module):
         _zero(self.modulation)
 
     def forward(
-        self, hidden_states: Tensor, condition: Tensor, text: Tensor | None, text_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden_states: Tensor, condition: Tensor, text: Any, text_mask: Tensor | None
+    ) -> tuple[Tensor, Any]:
         """One layer.
 
         Args:
             hidden_states: (B, N, D).
             condition: (B, 1, D), activated.
-            text: (B, L, D), where a layer reads any.
+            text: (B, L, D), or `None` for layers that read none.
             text_mask: (B, 1, 1, L), or for joint attention (B, 1, 1, L + N), false on padding.
 
         Returns:
@@ -125,8 +126,8 @@ class DiTCrossBlock(DiTBlock):
         _zero(self.cross_attn.to_out[0])
 
     def forward(
-        self, hidden_states: Tensor, condition: Tensor, text: Tensor | None, text_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden_states: Tensor, condition: Tensor, text: Any, text_mask: Tensor | None
+    ) -> tuple[Tensor, Any]:
         """See `DiTBlock`."""
         shift, scale, gate, *of_mlp = self.modulation(condition).chunk(6, dim=-1)
         mixed = self.attn(modulate(self.attn_norm(hidden_states), shift, scale))
@@ -168,8 +169,8 @@ class DiTJointBlock(DiTBlock):
         _zero(self.text_modulation)
 
     def forward(
-        self, hidden_states: Tensor, condition: Tensor, text: Tensor | None, text_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden_states: Tensor, condition: Tensor, text: Any, text_mask: Tensor | None
+    ) -> tuple[Tensor, Any]:
         """See `DiTBlock`."""
         shift, scale, gate, *of_mlp = self.modulation(condition).chunk(6, dim=-1)
         text_shift, text_scale, *of_text = self.text_modulation(condition).chunk(
@@ -200,6 +201,6 @@ def _mlp_branch(
     return torch.addcmul(hidden_states, gate, mlp(modulate(norm(hidden_states), shift, scale)))
 
 
-def _zero(layer: nn.Linear) -> None:
+def _zero(layer: Any) -> None:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -9,7 +9,7 @@ Shapes: B pictures, C channels, Y x X places, P patch side, G x F patches (rows 
 D width, L tokens of a text, T width of a text encoder, H heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -93,7 +93,7 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.interval_embed = DiTTimeEmbedding(hidden_size, freq_shift) if second_time else None
         self.class_embed = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
         self.text_embed = None if text_dim is None else OneDNNLinear(text_dim, hidden_size)
-        inner = int(hidden_size * mlp_ratio)
+        inner = round(hidden_size * mlp_ratio)
         sizes = DiTSizes(hidden_size, num_heads, inner, qk_norm, norm_eps, mlp_norm_eps)
         self.blocks = nn.ModuleList(self._build_block(sizes, place) for place in range(num_layers))
         self.norm_out = nn.LayerNorm(hidden_size, eps=norm_eps, elementwise_affine=False)
@@ -139,10 +139,11 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         hidden_states = hidden_states + self._positions_of(grid).to(hidden_states)
         condition = self._condition(sample, timestep, second_timestep, class_labels)  # (B, 1, D)
         text, mask = self._text(encoder_hidden_states, encoder_attention_mask, hidden_states.shape[1])
+        checkpoint: Any = self._gradient_checkpointing_func
         for block in self.blocks:
             arguments = hidden_states, condition, text, mask
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states, text = self._gradient_checkpointing_func(block, *arguments)
+                hidden_states, text = checkpoint(block, *arguments)
             else:
                 hidden_states, text = block(*arguments)
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
@@ -151,17 +152,17 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         return UNet2DOutput(sample=made) if return_dict else (made,)
 
     @contextmanager
-    def record_text_attention(self) -> Iterator[list[Tensor]]:
+    def record_text_attention(self) -> Generator[list[Tensor]]:
         """Within it, each call adds what patches look at in the text, a tensor for each layer in order.
 
-        Returns:
+        Yields:
             A list that grows by (B, H, N, L) shares of attention; in joint attention, where patches look at
             patches too, those of the text add up to less than 1.
 
         Raises:
             ValueError: The model reads no texts.
         """
-        parts = [block.text_attention for block in self.blocks]
+        parts: list[Any] = [block.text_attention for block in self.blocks]
         if self.text_embed is None:
             raise ValueError("The model reads no text, so nothing looks at one; build it with `text_dim`.")
         maps: list[Tensor] = []
@@ -198,13 +199,15 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         embedders = [part for part in (self.time_embed, self.interval_embed) if part is not None]
         drawn = [layer for part in embedders for layer in (part.linear_1, part.linear_2)]
         for part in [*drawn, *(() if self.class_embed is None else (self.class_embed,))]:
             nn.init.normal_(part.weight, std=DIT_STD)
         for block in self.blocks:
-            block.zero()
+            if isinstance(block, DiTBlock):
+                block.zero()
         for part in (self.modulation_out, self.proj_out):
             nn.init.zeros_(part.weight)
 
