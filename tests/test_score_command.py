@@ -94,6 +94,15 @@ def test_bad_input_is_one_line(drawn, net, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "has neither model_index.json nor pictures (.png, .jpg" in fails(capsys, empty, tmp_path, net)
+    assert "nowhere: there is no such folder, and the Hub gives no such pipeline; give a saved" in fails(
+        capsys, tmp_path / "nowhere", tmp_path, net
+    )
+    assert "nowhere': there is no such folder, and the Hub gives no such model. Give efficientnet-l" in fails(
+        capsys, drawn, tmp_path, tmp_path / "nowhere"
+    )
+    assert "empty': that folder has no model of pictures with an image processor. Give efficientnet" in fails(
+        capsys, drawn, tmp_path, empty
+    )
     large = ("--image_size", "16")
     assert "is 8x8 px, the data set's pictures are 16x16; set `--image_size`" in fails(
         capsys, drawn, tmp_path, net, *large

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from generators import gan_tiny
 from generators.codes_tiny import BLOCKS
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_mm import MMVQAutoencoder, VQAutoregressivePipeline, VQMaskedPipeline
+from hf_mm import GANPipeline, MMVQAutoencoder, VQAutoregressivePipeline, VQMaskedPipeline
 from hf_mm.recipes import autoregressive
 
 SHORT = {
@@ -101,6 +102,18 @@ def test_a_tokenizer_without_codes_is_named(tmp_path):
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="vae' is AutoencoderKL, which has no codes; train one by"):
         train(tmp_path, tmp_path / "vae")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    GANPipeline(gan_tiny.generator()).save_pretrained(tmp_path / "gan")
+    for name, message in (
+        ("empty", "empty' has no model with a codebook; train one by `hf-mm train autoencoder --model vq`"),
+        ("gan", "gan' has no model with a codebook"),
+        ("nowhere", "nowhere': there is no such folder, and the Hub gives no such model; train one by"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            train(tmp_path, tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,15 @@ def _samples(args: argparse.Namespace, test: "PixelRows", device: str) -> tuple[
 
     from .. import pixel_levels
 
-    pipeline: Any = DiffusionPipeline.from_pretrained(args.model).to(device)
+    try:
+        pipeline: Any = DiffusionPipeline.from_pretrained(args.model).to(device)
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{args.model}: there is no such folder, and the Hub gives no such pipeline; give a saved "
+            "pipeline or a folder of pictures."
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     accepted = inspect.signature(pipeline.__call__).parameters
     asked = args.ask or _askable(accepted, test)

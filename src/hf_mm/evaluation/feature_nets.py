@@ -143,7 +143,8 @@ def feature_net(name: str | Path, device: str | torch.device = "cpu") -> Feature
 
     Raises:
         ImportError: The package with the weights of EfficientNet-Lite0 is not installed.
-        OSError: There is no such model, or Inception's weights cannot be reached.
+        FileNotFoundError: There is no such model.
+        OSError: Inception's weights cannot be reached.
         ValueError: A size that is no multiple of 32, or a classifier without a linear layer of its classes.
     """
     name = str(name)
@@ -171,8 +172,16 @@ def _checkpoint(name: str, device: str | torch.device) -> Embed:
     """Any model of pictures, shown pictures as its own processor makes them."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-    processor = AutoImageProcessor.from_pretrained(name)
-    saved_as = AutoConfig.from_pretrained(name).architectures or [""]
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        saved_as = AutoConfig.from_pretrained(name).architectures or [""]
+    except (OSError, ValueError) as error:
+        there = "that folder has no model of pictures with an image processor"
+        found = there if Path(name).is_dir() else "there is no such folder, and the Hub gives no such model"
+        raise FileNotFoundError(
+            f"No feature net {name!r}: {found}. Give {LITE}, {INCEPTION}, or a classifier or other model of "
+            "pictures, such as `hf-mm train vit_classifier` saves."
+        ) from error
     if saved_as[0].endswith("ForImageClassification"):
         model = AutoModelForImageClassification.from_pretrained(name).to(device)
         return _classifier(model, processor, name)

@@ -150,14 +150,26 @@ PROMPTS = (
 
 
 def load_tokenizer(place: str) -> Any:
-    """A model with a codebook, alone or in a pipeline."""
-    options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
-    model = AutoModel.from_pretrained(place, **options).eval()
+    """A model with a codebook, alone or in a pipeline.
+
+    Raises:
+        FileNotFoundError: There is no model.
+        ValueError: It has no codebook.
+    """
+    folder, train_one = Path(place), "train one by `hf-mm train autoencoder --model vq`."
+    options = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
+    if folder.is_dir() and not (folder / options.get("subfolder", "") / "config.json").is_file():
+        raise FileNotFoundError(f"`tokenizer`={place!r} has no model with a codebook; {train_one}")
+    try:
+        model = AutoModel.from_pretrained(place, **options).eval()
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"`tokenizer`={place!r}: there is no such folder, and the Hub gives no such model; {train_one}"
+        ) from error
     if not hasattr(model, "quantize"):
-        raise ValueError(
-            f"`tokenizer`={place!r} is {type(model).__name__}, which has no codes; train one by `hf-mm train "
-            "autoencoder --model vq`."
-        )
+        raise ValueError(f"`tokenizer`={place!r} is {type(model).__name__}, which has no codes; {train_one}")
     return model
 
 
