@@ -58,8 +58,7 @@ def test_each_system_of_pixels_draws_digits_by_name(tmp_path, system):
     assert pipe.prediction_type == diffusion.SYSTEMS[system]["prediction_type"]
     assert pipe(class_labels=["7", 3], num_inference_steps=2, seed=0).images[0].size == (8, 8)
     with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "strip.png") as strip:
-        assert grid.height == strip.height
-        assert grid.width > strip.width
+        assert min(grid.height, strip.height) > 10 * 56  # a row for each class
     assert f"{system} of digits" in (tmp_path / "README.md").read_text()
 
 

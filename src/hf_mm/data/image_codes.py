@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..generators.autoregressive.picture_codes import codebook_size, codes_of_pictures
 from .pixel_rows import PixelRows
@@ -111,15 +110,13 @@ def extract_codes(
     shards, views = _shards_of(folder), [tuple(view) for view in views]
     new = _new_index(vqvae, rows, views, shard_size)
     index = shards.begin(new, ("pictures", "views", "shard_size"), -(-len(rows) // shard_size))
-    was_training = vqvae.training
-    vqvae.eval()  # a codebook of moving averages would learn from what it encodes
-    try:
-        for number in tqdm(shards.missing(index), "Encoding pictures", unit="shard", disable=not progress):
-            part = rows[number * shard_size : (number + 1) * shard_size]
-            codes, index["code_size"] = _encode(vqvae, part, views, batch_size)
-            shards.write(number, codes, index)
-    finally:
-        vqvae.train(was_training)
+
+    def make(number: int) -> np.ndarray:
+        part = rows[number * shard_size : (number + 1) * shard_size]
+        codes, index["code_size"] = _encode(vqvae, part, views, batch_size)
+        return codes
+
+    shards.fill(index, vqvae, make, "Encoding pictures", progress)
     return ImageCodes(folder)
 
 

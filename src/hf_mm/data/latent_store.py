@@ -18,16 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..generators.diffusion.scaled_latents import latent_moments
 from .image_codes import View, seen_pictures
 from .pixel_rows import PixelRows
-from .shard_folder import ShardFolder, model_fingerprint, pixels_fingerprint
+from .shard_folder import DTYPES, ShardFolder, check_shard_options, model_fingerprint, pixels_fingerprint
 
 __all__ = ["LatentStore", "extract_latents"]
-
-DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class LatentStore:
@@ -97,10 +94,7 @@ def extract_latents(
         ValueError: The folder holds latents of another autoencoder, of other pictures, views or numbers; a
             shard is damaged; or the autoencoder gives latents that are not finite.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype`={dtype!r} must be one of {', '.join(DTYPES)}.")
-    if shard_size < 1 or batch_size < 1:
-        raise ValueError(f"`shard_size`={shard_size} and `batch_size`={batch_size} must be at least 1.")
+    check_shard_options(dtype, shard_size, batch_size)
     if not len(rows):
         raise ValueError("`rows` has no pictures; there is nothing to encode.")
     if not views:
@@ -114,22 +108,16 @@ def extract_latents(
         "dtype": dtype,
     }
     index = shards.begin(new, tuple(new)[1:], -(-len(rows) // shard_size))
-    was_training = vae.training
-    vae.eval()
-    try:
-        for number in tqdm(shards.missing(index), "Encoding pictures", unit="shard", disable=not progress):
-            first = number * shard_size
-            part = rows[first : first + shard_size]
-            moments = torch.cat(
-                [
-                    _moments(vae, part[start : start + batch_size], views, first + start)
-                    for start in range(0, len(part), batch_size)
-                ]
-            )
-            index["latent_size"] = list(moments.shape[-3:])
-            shards.write(number, moments.numpy().astype(DTYPES[dtype]), index)
-    finally:
-        vae.train(was_training)
+
+    def make(number: int) -> np.ndarray:
+        firsts = range(number * shard_size, min((number + 1) * shard_size, len(rows)), batch_size)
+        ends = [min(first + batch_size, (number + 1) * shard_size) for first in firsts]
+        parts = zip(firsts, ends, strict=True)
+        moments = torch.cat([_moments(vae, rows[first:end], views, first) for first, end in parts])
+        index["latent_size"] = list(moments.shape[-3:])
+        return moments.numpy().astype(DTYPES[dtype])
+
+    shards.fill(index, vae, make, "Encoding pictures", progress)
     return LatentStore(folder)
 
 

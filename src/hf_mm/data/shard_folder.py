@@ -8,20 +8,22 @@ where it stopped.
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..hub.saving import atomic_write
 
-__all__ = ["ShardFolder", "model_fingerprint", "pixels_fingerprint"]
+__all__ = ["DTYPES", "ShardFolder", "check_shard_options", "model_fingerprint", "pixels_fingerprint"]
 
 INDEX = "index.json"
 FORMAT = 1
+DTYPES = {"float32": np.float32, "float16": np.float16}
 # Settings of transformers that say how a model was saved, not what it computes.
 NO_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype")
 
@@ -121,6 +123,26 @@ class ShardFolder:
                 f"finished. Call `{self.maker}` with the same arguments to go on."
             )
 
+    def fill(
+        self, index: dict[str, Any], model: Any, make: Callable[[int], np.ndarray], title: str, progress: bool
+    ) -> None:
+        """Write the shards that are missing, with the model in evaluation mode.
+
+        Args:
+            index: Of the folder.
+            model: Which makes them.
+            make: From the number of a shard to its numbers.
+            title: Of the bar.
+            progress: Show a bar.
+        """
+        was_training = model.training
+        model.eval()  # a codebook of moving averages would learn from what it encodes
+        try:
+            for number in tqdm(self.missing(index), title, unit="shard", disable=not progress):
+                self.write(number, make(number), index)
+        finally:
+            model.train(was_training)
+
     def missing(self, index: Mapping[str, Any]) -> list[int]:
         """The numbers of the shards that are not written yet."""
         return [number for number in range(index["shards"]) if str(number) not in index["checksums"]]
@@ -162,6 +184,18 @@ class ShardFolder:
     def path(self, number: int) -> Path:
         """Where a shard is."""
         return self.folder / f"{self.kind.replace(' ', '-')}-{number:05}.npy"
+
+
+def check_shard_options(dtype: str, shard_size: int, batch_size: int) -> None:
+    """Refuse what no shard can be written with.
+
+    Raises:
+        ValueError: Says what is wrong.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype`={dtype!r} must be one of {', '.join(DTYPES)}.")
+    if shard_size < 1 or batch_size < 1:
+        raise ValueError(f"`shard_size`={shard_size} and `batch_size`={batch_size} must be at least 1.")
 
 
 def model_fingerprint(model: Any) -> str:

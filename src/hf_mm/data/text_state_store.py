@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..generators.diffusion.denoising_call import encode_text
 from ..generators.diffusion.text_states import prompt_tokens, text_context
-from .latent_store import DTYPES
-from .shard_folder import ShardFolder, model_fingerprint
+from .shard_folder import DTYPES, ShardFolder, check_shard_options, model_fingerprint
 
 __all__ = ["TextStateStore", "extract_text_states"]
 
@@ -117,10 +115,7 @@ def extract_text_states(
         ValueError: The folder holds states of another encoder or tokenizer, of other texts or numbers; or a
             shard is damaged.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype`={dtype!r} must be one of {', '.join(DTYPES)}.")
-    if shard_size < 1 or batch_size < 1:
-        raise ValueError(f"`shard_size`={shard_size} and `batch_size`={batch_size} must be at least 1.")
+    check_shard_options(dtype, shard_size, batch_size)
     distinct = sorted({"", *texts})
     context = text_context(tokenizer, text_encoder)
     ids, mask = prompt_tokens(tokenizer, distinct, context, full_length)  # (U, L)
@@ -137,16 +132,14 @@ def extract_text_states(
     }
     same = ("texts", "tokens", "full_length", "shard_size", "dtype")
     index = shards.begin(new, same, -(-len(distinct) // shard_size))
-    was_training = text_encoder.training
-    text_encoder.eval()
-    try:
-        for number in tqdm(shards.missing(index), "Encoding texts", unit="shard", disable=not progress):
-            some = slice(number * shard_size, (number + 1) * shard_size)
-            parts = zip(ids[some].split(batch_size), mask[some].split(batch_size), strict=True)
-            states = torch.cat([_states(text_encoder, *part, full_length) for part in parts])
-            shards.write(number, states.numpy().astype(DTYPES[dtype]), index)
-    finally:
-        text_encoder.train(was_training)
+
+    def make(number: int) -> np.ndarray:
+        some = slice(number * shard_size, (number + 1) * shard_size)
+        parts = zip(ids[some].split(batch_size), mask[some].split(batch_size), strict=True)
+        states = torch.cat([_states(text_encoder, *part, full_length) for part in parts])
+        return states.numpy().astype(DTYPES[dtype])
+
+    shards.fill(index, text_encoder, make, "Encoding texts", progress)
     return TextStateStore(folder)
 
 

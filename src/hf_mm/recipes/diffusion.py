@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoModel, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor
 from transformers import HfArgumentParser, TrainingArguments, set_seed
@@ -47,15 +46,16 @@ from hf_mm import (
     PixelCollator,
     PixelRows,
     atomic_write,
+    denoising_strip,
     distance_measure,
     environment,
     extract_latents,
     feature_net,
-    film_strip,
     generation_report,
     generation_rows,
     generation_table,
     picture_views,
+    record_denoising,
     sample_grid,
     write_results,
 )
@@ -287,16 +287,9 @@ def draw(recipe: Recipe, pipe: ImageDiffusionPipeline, folder: Path, seed: int) 
     drawn = pipe(**asked, **options, num_images_per_prompt=count, seed=seed, chunk_size=AT_ONCE).images
     rows = len(drawn) // COLUMNS
     pages = {"grid": sample_grid(drawn, COLUMNS, row_labels=names if pipe.classes else [""] * rows)}
-    frames: list[Tensor] = []
-
-    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        frames.append(pipe.decode(tensors["latents"], output_type="pt"))
-        return {}
-
-    pipe(**asked, **options, seed=seed, callback_on_step_end=keep)
-    shown = torch.linspace(0, len(frames) - 1, min(COLUMNS, len(frames))).round().long()
-    films = torch.stack(frames, dim=1)[:, shown].clamp(0, 1).cpu()  # (B, T, C, H, W)
-    pages["strip"] = film_strip(list(films.float() * 2 - 1), labels=names)
+    film = record_denoising(pipe, **asked, **options, seed=seed)
+    labels = names if pipe.classes else None
+    pages["strip"] = denoising_strip(pipe, film, COLUMNS - 1, "noisy", labels)
     for name, page in pages.items():
         with atomic_write(folder / f"{name}.png") as temporary:
             page.save(temporary)
