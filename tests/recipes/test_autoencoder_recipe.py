@@ -53,6 +53,8 @@ def test_each_kind_trains_and_is_measured_on_the_test_split(tmp_path, model):
     again = pipe.reconstruct((test + 1) / 2, output_type="pt").images * 2 - 1
     assert (again - test).square().mean().item() == pytest.approx(results["mse"], rel=1e-4)
     assert ("kl_nats" in results) == (model == "vae")
+    bits = {"bits_per_dimension_gaussian", "bits_per_dimension_laplace", "gaussian_scale", "laplace_scale"}
+    assert bits & results.keys() == (bits if model == "vae" else set())
     assert ("perplexity" in results) == (model != "vae")
     assert {path.name for path in tmp_path.glob("*.png")} == (
         {"samples.png", "prior.png", "between.png"} if model == "vae" else {"samples.png"}

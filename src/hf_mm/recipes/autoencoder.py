@@ -40,6 +40,7 @@ from hf_mm import (
     distance_measure,
     efficientnet_lite0,
     environment,
+    evidence_bound,
     feature_net,
     film_strip,
     generation_rows,
@@ -50,6 +51,7 @@ from hf_mm import (
     sample_grid,
     write_results,
 )
+from hf_mm.evaluation.generation_bound import OUTPUT_DISTRIBUTIONS
 from hf_mm.training.phased_card import GeneratorCard
 
 __all__ = ["DEFAULTS", "MODELS", "Recipe", "main", "run"]
@@ -140,6 +142,7 @@ VIEWS = {
 # Strides 2, 4 and 8 of a network for pictures of 224 px; small ones are enlarged so that it sees anything.
 LITE_LAYERS, LITE_PX = ("blocks.0", "blocks.2", "blocks.4"), 64
 SCALED_ROWS = 10_000  # whose latents are measured
+FITTED_ROWS = 1000  # whose errors say how wide the distribution of levels is
 BATCH = 250  # of measuring
 MEASURED = 2000  # pictures from the prior, while a VAE learns
 PREVIEW_STEPS = 500
@@ -246,6 +249,7 @@ def reconstructions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def measure(model: Any, train: PixelRows, test: PixelRows, net: str, seed: int) -> dict[str, Any]:
     """Errors on pictures that were not learnt from; pixels are in [-1, 1].
 
+    The bits of a VAE bound those of the levels, see `evidence_bound`, under a distribution that is named.
     `rFD_of_real_pictures` is what as many training pictures score: the distance of a perfect generator.
     """
     pixels = test.pixel_values()
@@ -259,6 +263,11 @@ def measure(model: Any, train: PixelRows, test: PixelRows, net: str, seed: int) 
     }
     if len(nats):
         found["kl_nats"] = nats.mean().item()
+        known = train[:: max(1, len(train) // FITTED_ROWS)].pixels
+        for kind in OUTPUT_DISTRIBUTIONS:
+            bound = evidence_bound(model, test.pixels, known, kind, batch_size=BATCH, seed=seed)
+            found[f"bits_per_dimension_{kind}"] = bound.bits_per_dimension
+            found[f"{kind}_scale"] = bound.scale
     if len(codes):
         size = model.config["num_vq_embeddings"] if isinstance(model, VQModel) else model.num_codes
         usage = codebook_usage(codes, size)
