@@ -77,6 +77,18 @@ def test_neighbours_stand_beside_their_sample_with_their_distances():
     assert bare.width == 4 * (56 + 2) + 2 + 56 // 4  # the sample stands off
 
 
+def test_neighbours_are_named_behind_their_distances():
+    samples, beside = noise(2, 1, 8, 8), noise(2, 1, 1, 8, 8)
+    told = neighbour_grid(samples, beside, [[1.5], [2.0]], texts=[["cat"], ["dog"]])
+    assert told.size == neighbour_grid(samples, beside, texts=[["cat"], ["dog"]]).size
+    other = neighbour_grid(samples, beside, [[1.5], [2.0]], texts=[["cat"], ["cow"]])
+    differs = (pixels(told) != pixels(other)).nonzero()
+    assert len(differs)
+    assert differs[:, 0].min() > told.height * 3 // 4  # in the last line, below the second neighbour
+    with pytest.raises(ValueError, match=r"`texts` must be 2 x 1, got rows of \[1\]"):
+        neighbour_grid(samples, beside, texts=[["cat"]])
+
+
 def test_faults_are_named():
     broken = noise(3, 1, 8, 8)
     broken[1, 0, 3, 3] = torch.nan

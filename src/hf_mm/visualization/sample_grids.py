@@ -95,6 +95,7 @@ def neighbour_grid(
     distances: Tensor | Sequence[Sequence[float]] | None = None,
     *,
     labels: Sequence[str] | None = None,
+    texts: Sequence[Sequence[str]] | None = None,
     gap_px: int = 2,
     least_px: int = LEAST_PX,
 ) -> Image.Image:
@@ -105,6 +106,8 @@ def neighbour_grid(
         neighbours: Of each sample, the nearest first: (N, k, C, H, W), or N times k pictures.
         distances: (N, k), written below the neighbours.
         labels: A text for each sample.
+        texts: N times k, what each neighbour is, written below it and behind its distance; cut where there is
+            no room.
         gap_px: See `sample_grid`.
         least_px: See `sample_grid`.
 
@@ -129,6 +132,15 @@ def neighbour_grid(
         if lengths != [counts[0]] * len(found):
             raise ValueError(f"`distances` must be {len(found)} x {counts[0]}, got rows of {lengths}.")
         captions = [["", *(f"{distance:.3g}" for distance in row)] for row in written]
+    if texts is not None:
+        lengths = [len(row) for row in texts]
+        if lengths != [counts[0]] * len(found):
+            raise ValueError(f"`texts` must be {len(found)} x {counts[0]}, got rows of {lengths}.")
+        before = captions or [[""] * (1 + counts[0])] * len(found)
+        captions = [
+            ["", *(f"{number} {text}".strip() for number, text in zip(row[1:], words, strict=True))]
+            for row, words in zip(before, texts, strict=True)
+        ]
     rows = [[sample, *part] for sample, part in zip(found, beside, strict=True)]
     titles = ["sample", "nearest", *(f"{rank}." for rank in range(2, counts[0] + 1))]
     return _page(rows, labels, titles, gap_px, least_px, captions, apart=True)
@@ -179,7 +191,7 @@ def _page(
             page.paste(tile.resize((width, height), Image.Resampling.NEAREST), (place, above))
             if captions:
                 middle = (place + width / 2, above + height + 1)
-                draw.text(middle, captions[number][column], INK, font, anchor="ma")
+                draw.text(middle, _cut(captions[number][column], font, width), INK, font, anchor="ma")
     return page.convert("L") if all(tile.mode == "L" for tile in tiles) else page
 
 
