@@ -87,7 +87,7 @@ def mean_flow_target(
     """
     tangents = (velocity, torch.ones_like(times), torch.zeros_like(earlier))
     with torch.no_grad():  # forward-mode derivatives do not ask for the graph
-        _, slope = torch.func.jvp(average, (noisy, times, earlier), tangents)
+        slope = torch.func.jvp(average, (noisy, times, earlier), tangents)[1]
     return velocity - per_picture(times - earlier, noisy) * slope
 
 

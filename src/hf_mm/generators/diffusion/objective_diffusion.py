@@ -221,12 +221,24 @@ class DiffusionObjective(PhasedObjective):
             raise DivergedError(f"Step {self.step + 1}: the {name} are not finite. {advice}.")
         return found.float()
 
-    def conditions(self, batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor | None]:
-        """What the denoiser is asked by, as `denoise` takes it; in training without it in some rows."""
+    def dropped_rows(self, rows: int) -> Tensor:
+        """(B,) true where the condition is to be dropped: in training, by chance."""
         device = self.denoiser.device
-        dropped = torch.zeros(rows, dtype=torch.bool, device=device)
         if self.training and self.condition_dropout and (self.null is not None or self.texts is not None):
-            dropped = torch.rand(rows, device=device) < self.condition_dropout
+            return torch.rand(rows, device=device) < self.condition_dropout
+        return torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def conditions(
+        self, batch: Mapping[str, Tensor], rows: int, dropped: Tensor | None = None
+    ) -> dict[str, Tensor | None]:
+        """What the denoiser is asked by, as `denoise` takes it; in training without it in some rows.
+
+        Args:
+            batch: See the class.
+            rows: B.
+            dropped: (B,) true in rows without a condition; by default `dropped_rows`.
+        """
+        dropped = self.dropped_rows(rows) if dropped is None else dropped
         asked: dict[str, Tensor | None] = {}
         if self.classes is not None:
             if "class_labels" not in batch:
