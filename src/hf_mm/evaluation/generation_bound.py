@@ -3,8 +3,8 @@
 Kingma and Welling 2014, "Auto-Encoding Variational Bayes", equation 3 (https://arxiv.org/abs/1312.6114). A
 density over pixels can grow without end where pictures repeat a level, so the output distribution is cut into
 the 256 levels that pixels have, as Salimans et al. 2017, "PixelCNN++", section 2.1, do it with another curve
-(https://arxiv.org/abs/1701.05517): the probability of a level is what lies within half a step of it; the first
-and the last take what lies beyond. Its width is one number, which training pictures decide.
+(https://arxiv.org/abs/1701.05517): the probability of a level is what lies within half a step of it; the
+first and the last take what lies beyond. Its width is one number, which training pictures decide.
 
 Shapes: N pictures, B of a batch, S draws of latents, C channels, H x W pixels.
 """

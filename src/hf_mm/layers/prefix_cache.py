@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
-__all__ = ["PrefixCache", "check_own_cache", "keeps_cache", "read_prompts"]
+__all__ = ["PrefixCache", "check_own_cache", "keeps_cache", "next_inputs", "read_prompts"]
 
 
 class PrefixCache(DynamicCache):
@@ -109,6 +110,33 @@ def read_prompts(encode: Callable[..., Any], inputs: Mapping[str, Any], kept: Pr
         kept.batch_repeat_interleave(copies)
         encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(copies, dim=0)
     return encoded
+
+
+def next_inputs(
+    input_ids: Tensor,
+    new: int | None,
+    kept: PrefixCache | None,
+    prefix_mask: Tensor | None,
+    beside: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `forward` is given next: the text so far, with the prompt as its prefix, or what is new of it.
+
+    Args:
+        input_ids: (B, L) the text so far.
+        new: Tokens at its end that were not read yet, where others were; by default 1.
+        kept: Keys and values, if they are kept.
+        prefix_mask: (B, P), 1 on what all tokens may see; what was written since is not among it.
+        beside: What goes with the whole text, `token_type_ids` (B, L) and the picture; `None` is left out.
+    """
+    given = {name: value for name, value in beside.items() if value is not None} | {"input_ids": input_ids}
+    if kept is not None and kept.filled:
+        text = {
+            name: given[name][:, -(new or 1) :] for name in ("input_ids", "token_type_ids") if name in given
+        }
+        return {**text, "past_key_values": kept}
+    if prefix_mask is not None:
+        given["prefix_mask"] = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
+    return {**given, "past_key_values": kept}
 
 
 def keeps_cache(options: Mapping[str, Any], config: GenerationConfig | None) -> bool:

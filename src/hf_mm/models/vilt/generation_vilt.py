@@ -20,7 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ...layers.prefix_cache import check_own_cache, keeps_cache, read_prompts
+from ...layers.prefix_cache import check_own_cache, keeps_cache, next_inputs, read_prompts
 from ...layers.prompts import check_prompts
 from ...objectives.batch_mean import labelled_cross_entropy
 from ...objectives.masked_language import check_place_labels
@@ -185,15 +185,9 @@ class MMViltForImageToText(MMViltPreTrainedModel, GenerationMixin):
         prefix_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What `forward` is given next: the text so far, with the prompt as its prefix, or what is new."""
-        given: dict[str, Any] = {name: kwargs[name] for name in LASTING if kwargs.get(name) is not None}
-        given |= {"input_ids": input_ids, "past_key_values": past_key_values}
-        if past_key_values is not None and past_key_values.filled:
-            new = next_sequence_length or 1
-            text = {name: given[name][:, -new:] for name in ("input_ids", "token_type_ids") if name in given}
-            given = {**text, "past_key_values": past_key_values}
-        elif prefix_mask is not None:
-            given["prefix_mask"] = pad(prefix_mask, (0, input_ids.shape[1] - prefix_mask.shape[1]))
+        """What `forward` is given next, see `next_inputs`."""
+        beside = {name: kwargs.get(name) for name in LASTING}
+        given = next_inputs(input_ids, next_sequence_length, past_key_values, prefix_mask, beside)
         asked = {name: kwargs[name] for name in ASKED if kwargs.get(name) is not None}
         return given | asked
 
