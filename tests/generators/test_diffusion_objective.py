@@ -316,9 +316,9 @@ def built(denoiser=None, scheduler=None, **options):
     [
         (lambda: {"prediction_type": "eps"}, "'eps' is not one of epsilon, sample"),
         (lambda: {"prediction_type": "mean_flow"}, "learnt by `MeanFlowObjective`"),
-        (lambda: {"prediction_type": "sample"}, "predicts 'sample'.*DDPMScheduler expects 'epsilon'"),
+        (lambda: {"prediction_type": "sample"}, "predicts 'sample'.*DDPMScheduler expects epsilon"),
         (lambda: {"prediction_type": "flow_velocity"}, "FlowMatchEulerDiscreteScheduler"),
-        (lambda: {"scheduler": FLOW}, "predicts 'epsilon'.*'flow_prediction'"),
+        (lambda: {"scheduler": FLOW}, "predicts 'epsilon'.*expects flow_prediction"),
         (lambda: {"weighting": "p2"}, "No weighting 'p2'; there are constant, snr"),
         (lambda: {"scheduler": FLOW, "prediction_type": "flow_sample", "weighting": "snr"}, "'snr' of flows"),
         (lambda: {"weighting": "min_snr", "gamma": -1.0}, "`gamma`=-1.0 must be above 0"),
