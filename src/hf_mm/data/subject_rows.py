@@ -18,11 +18,12 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..hub.saving import atomic_write
 from ..imaging.loading import load_rgb
 from ..imaging.views import fit_views
 from .pixel_rows import PixelCollator, PixelRows
 
-__all__ = ["PriorCollator", "SubjectRows", "picture_folder"]
+__all__ = ["PriorCollator", "SubjectRows", "draw_class", "picture_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -134,3 +135,27 @@ def picture_folder(folder: str | Path, image_size: int, text: str, channels: int
     if channels == 1:
         pixels = pixels.float().mean(1, keepdim=True).round().to(torch.uint8)
     return PixelRows(pixels, texts=((text,),) * len(paths))
+
+
+def draw_class(
+    pipe: Any, folder: str | Path, prompt: str, count: int, image_size: int, **drawing: Any
+) -> PixelRows:
+    """Pictures of the subject's class that a model itself draws before it learns; those there are stay.
+
+    Args:
+        pipe: Draws by `prompt`, `seed`, `height` and `width`, as `ImageDiffusionPipeline` does.
+        folder: Where they are kept, as PNG.
+        prompt: Of all of them, such as "a dog".
+        count: P.
+        image_size: S.
+        **drawing: What else `pipe` is called with, such as `num_inference_steps` or `chunk_size`.
+    """
+    paths = {number: Path(folder) / f"{number:05}.png" for number in range(count)}
+    missing = [number for number, path in paths.items() if not path.is_file()]
+    if missing:
+        size = {"height": image_size, "width": image_size}
+        drawn = pipe(prompt=[prompt] * len(missing), seed=missing, **size, **drawing).images
+        for number, picture in zip(missing, drawn, strict=True):
+            with atomic_write(paths[number]) as temporary:
+                picture.save(temporary)
+    return picture_folder(folder, image_size, prompt, pipe.picture_channels)

@@ -71,7 +71,7 @@ def add_diffusion_lora(
         model.requires_grad_(False)
         config = lora_config(target_modules=names, init_lora_weights="gaussian", **settings)
         model.add_adapter(config, adapter_name=adapter_name)
-        source = str(model.config["_name_or_path"] if isinstance(model.config, dict) else model.name_or_path)
+        source = model.config.get("_name_or_path") if isinstance(model.config, dict) else model.name_or_path
         model.peft_config[adapter_name].base_model_name_or_path = source or None
     learning = [weight for model, _ in adapted for weight in model.parameters() if weight.requires_grad]
     return sum(weight.numel() for weight in learning)

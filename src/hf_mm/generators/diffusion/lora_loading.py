@@ -107,6 +107,49 @@ class DiffusionLoraMixin(LoraBaseMixin):
         with atomic_folder(save_directory) as temporary:
             self._save_lora_weights(str(temporary), layers, settings, weight_name=weight_name)
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the pipeline, whose weights must be whole.
+
+        Raises:
+            ValueError: There are adapters: their layers would be saved under names that nobody loads.
+        """
+        names = sorted({name for names in self.get_list_adapters().values() for name in names})
+        if names:
+            raise ValueError(
+                f"The pipeline has the adapters {names}; write them by `save_lora_weights`, or melt them in "
+                "by `fuse_lora` and then `unload_lora_weights`, and save the pipeline then."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)  # ty: ignore[missing-attribute]
+
+    def fuse_lora(
+        self,
+        components: list[str] | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Melt adapters in.
+
+        Args:
+            components: "denoiser", "text_encoder"; by default all that have adapters.
+            lora_scale: How strongly.
+            safe_fusing: Look for weights that are no numbers first.
+            adapter_names: By default the active ones.
+            **kwargs: As in diffusers.
+        """
+        components = list(self.get_list_adapters()) if components is None else components
+        super().fuse_lora(components, lora_scale, safe_fusing, adapter_names, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Take the adapters out again.
+
+        Args:
+            components: As in `fuse_lora`.
+            **kwargs: As of `LoraBaseMixin.unfuse_lora`.
+        """
+        super().unfuse_lora(list(self.get_list_adapters()) if components is None else components, **kwargs)
+
     def _free_adapter_name(self) -> str:
         taken = {name for names in self.get_list_adapters().values() for name in names}
         return next(name for n in range(len(taken) + 1) if (name := f"default_{n}") not in taken)
@@ -119,7 +162,7 @@ class DiffusionLoraMixin(LoraBaseMixin):
         where = str(place) if isinstance(place, str | Path) else "The dictionary"
         bases = {str(value) for name, value in metadata.items() if name.endswith(LORA_BASE_FIELD) and value}
         base = f" of {', '.join(sorted(bases))}" if bases else ""
-        kinds = sorted({name.split(".", 1)[0] for name in state})
+        kinds = sorted({name.split(".", 1)[0] for name in state}, key=[LORA_TEXT_PREFIX].__contains__)
         for kind in kinds:
             if models.get(kind) is None:
                 takes = [name for name, model in models.items() if model is not None]

@@ -23,6 +23,7 @@ FLOW, PLAIN_FLOW = "flow_velocity", "flow_prediction"  # our word, and that of d
 PLAIN_TARGETS = ("epsilon", "v_prediction", "sample", FLOW)
 PLAIN_SCHEDULER_ASKS = ("init_noise_sigma", "scale_model_input")  # StableDiffusionPipeline, of a scheduler
 LONGEST_PLAIN_TEXT = 100_000  # tokenizers without a limit have an astronomical one
+PLAIN_FIELDS = {"steps_offset": 1, "clip_sample": False}  # it sets them so in any scheduler that has them
 PLAIN_INDEX = "model_index.json"
 
 
@@ -176,13 +177,15 @@ def _require_plain_scheduler(scheduler: Any, prediction_type: str) -> None:
         if prediction_type == FLOW:
             remedy = f"UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type={PLAIN_FLOW!r})"
         raise ValueError(f"Stable Diffusion cannot draw by {name}; write `pipe.scheduler = {remedy}` before.")
-    expects, wanted = config.get("prediction_type"), _plain_target(prediction_type)
-    if expects != wanted or bool(config.get("use_flow_sigmas")) != (prediction_type == FLOW):
-        flow = prediction_type == FLOW
+    wanted: dict[str, Any] = {"prediction_type": _plain_target(prediction_type)}
+    wanted |= {"use_flow_sigmas": True} if prediction_type == FLOW else {}
+    wanted |= {field: value for field, value in PLAIN_FIELDS.items() if field in config}
+    if other := {field: config.get(field) for field, value in wanted.items() if config.get(field) != value}:
+        remedy = ", ".join(f"{field}={wanted[field]!r}" for field in other)
         raise ValueError(
-            f"The `denoiser` predicts {prediction_type!r}, but {name} expects {expects!r}; write "
-            f"`pipe.scheduler = {name}.from_config(pipe.scheduler.config, prediction_type={wanted!r}"
-            f"{', use_flow_sigmas=True' if flow else ''})` before."
+            f"{name} has {other}; Stable Diffusion would draw other pictures of what predicts "
+            f"{prediction_type!r}. Write `pipe.scheduler = {name}.from_config(pipe.scheduler.config, "
+            f"{remedy})` before."
         )
 
 
