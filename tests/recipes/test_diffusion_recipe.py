@@ -48,7 +48,7 @@ def autoencoder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("system", ["ddpm", "flow-unet", "flow-dit"])
+@pytest.mark.parametrize("system", ["ddpm", "flow-dit", "mean-flow"])
 def test_each_system_of_pixels_draws_digits_by_name(tmp_path, system):
     results = train(tmp_path, system)
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -113,7 +113,7 @@ def test_nets_fit_the_pictures(size, sides):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"system": "gan"}, "`system`='gan' is none of ddpm, flow-unet, flow-dit, latent-flow"),
+        ({"system": "gan"}, "`system`='gan' is none of ddpm, flow-unet, flow-dit, latent-flow, mean-flow"),
         ({"system": "latent-flow"}, "`system`='latent-flow' needs `vae`; train one by"),
         ({"system": "ddpm", "vae": "out/vae"}, "`system`='ddpm' learns pixels; leave `vae` out"),
         ({"measure_steps": 5}, "`measure_steps`=5 needs `net`, in whose features to measure"),

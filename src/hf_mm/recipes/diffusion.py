@@ -41,6 +41,7 @@ from hf_mm import (
     ImageDiffusionPipeline,
     LatentCollator,
     LatentRows,
+    MeanFlowObjective,
     MMDiTModel,
     PhasedTrainer,
     PixelCollator,
@@ -85,7 +86,7 @@ class Recipe:
         default=None, metadata={"help": "Steps of what is drawn and measured; 20, of mean-flow 2."}
     )
     guidance_scale: float = field(
-        default=1.5, metadata={"help": "Of what is drawn and measured; 1 draws as in training."}
+        default=1.5, metadata={"help": "Of what is drawn, or learnt by mean-flow; 1 is none."}
     )
     rows: int | None = field(
         default=None, metadata={"help": "Pictures to learn from, and to be measured on; by default all."}
@@ -120,8 +121,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "flow-unet": {"denoiser": "unet", "prediction_type": "flow_velocity"},
     "flow-dit": {"denoiser": "dit", "prediction_type": "flow_velocity", "max_steps": 1700},
     "latent-flow": {"denoiser": "dit", "prediction_type": "flow_velocity", "max_steps": 3500},
+    "mean-flow": {"denoiser": "dit", "prediction_type": "mean_flow", "max_steps": 2000},
 }
-TIMES = "logit_normal"  # of flows
+TIMES, BETAS = "logit_normal", "squaredcos_cap_v2"  # of flows; of noise schedules
 # Channels of a UNet where a picture has at least so many pixels a side; attention where it has few.
 WIDTHS = {24: 16, 12: 32, 0: 64}
 LEAST_STAGE_PX = 4  # a stage of so many is not halved again
@@ -133,7 +135,7 @@ PATCHES = {"pixels": 8, "latents": 4}  # a side, for small pictures
 VIEWS: dict[str, dict[str, Any]] = {"openmoji": {"flip": True}}
 CONDITION_DROPOUT = 0.1
 EMA_DECAY = 0.998
-INFERENCE_STEPS = 20
+INFERENCE_STEPS = (20, 2)  # the second of mean-flow
 PREVIEWS = 8  # of a run
 MEASURED = 2000  # pictures at a time during a run
 AT_ONCE = 250  # pictures that are drawn together
@@ -240,29 +242,27 @@ def build_objective(
         "vae": vae,
         "condition_dropout": 0.0 if names is None else CONDITION_DROPOUT,
         "id2label": names,
-        "preview_guidance": guidance_of(recipe, names),
         "preview_steps": steps_of(recipe),
     }
-    flow = system["prediction_type"] != "epsilon"
-    if flow:
-        options["times"] = TIMES
-    return DiffusionObjective(
-        build_unet(*sizes) if system["denoiser"] == "unet" else build_dit(*sizes, latent=vae is not None),
-        FlowMatchEulerDiscreteScheduler() if flow else DDIMScheduler(beta_schedule="squaredcos_cap_v2"),
-        system["prediction_type"],
-        **options,
-    )
+    latent, kind = vae is not None, system["prediction_type"]
+    if kind == "mean_flow":  # learns its guidance
+        options["guidance_scale"] = recipe.guidance_scale if names else 1.0
+        return MeanFlowObjective(build_dit(*sizes, latent, second_time=True), **options)
+    options["preview_guidance"] = guidance_of(recipe, names)
+    denoiser = build_unet(*sizes) if system["denoiser"] == "unet" else build_dit(*sizes, latent)
+    if kind == "epsilon":
+        return DiffusionObjective(denoiser, DDIMScheduler(beta_schedule=BETAS), kind, **options)
+    return DiffusionObjective(denoiser, FlowMatchEulerDiscreteScheduler(), kind, times=TIMES, **options)
 
 
 def steps_of(recipe: Recipe) -> int:
     """Steps of drawing."""
-    known = SYSTEMS[recipe.system].get("inference_steps", INFERENCE_STEPS)
-    return known if recipe.inference_steps is None else recipe.inference_steps
+    return recipe.inference_steps or INFERENCE_STEPS[recipe.system == "mean-flow"]
 
 
 def guidance_of(recipe: Recipe, classes: object) -> float:
-    """Guidance of drawing; without classes there is nothing to be guided by."""
-    return recipe.guidance_scale if classes else 1.0
+    """Guidance of drawing: none without classes, or where it was learnt."""
+    return recipe.guidance_scale if classes and recipe.system != "mean-flow" else 1.0
 
 
 def samples_like(recipe: Recipe, pipe: ImageDiffusionPipeline, rows: PixelRows, seed: int) -> Tensor:
@@ -369,7 +369,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     results |= {"encoding_seconds": round(encoding_seconds, 1)} if vae is not None else {}
     results["weights"] = sum(weight.numel() for weight in objective.denoiser.parameters())
     results |= {"inference_steps": steps_of(recipe)}
-    results |= {"guidance_scale": guidance_of(recipe, train.class_names)}
+    results["guidance_scale"] = recipe.guidance_scale if train.class_names else 1.0
     measured: dict[str, float] = {}
     with trainer.averages_applied():
         pipe = objective.pipeline()
