@@ -26,6 +26,7 @@ from .asked_conditions import Prompts, asked_guidance
 from .denoising_loop import CALLBACK_INPUTS, DenoisingSettings, StepCallback, denoised_latents
 from .guidance import Guidance
 from .image_inputs import downscale_of, latent_size, read_pictures
+from .inversion import InversionMixin
 from .lora_loading import DiffusionLoraMixin
 from .memory_switches import MemorySwitches, is_out_of_memory, memory_advice
 from .pipeline_parts import check_parts
@@ -40,7 +41,12 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class ImageDiffusionPipeline(
-    MemorySwitches, StableDiffusionFolderMixin, DiffusionLoraMixin, RemotePipelineMixin, DiffusionPipeline
+    MemorySwitches,
+    InversionMixin,
+    StableDiffusionFolderMixin,
+    DiffusionLoraMixin,
+    RemotePipelineMixin,
+    DiffusionPipeline,
 ):
     """Draw with a denoiser and any scheduler that fits.
 
