@@ -1,0 +1,450 @@
+"""Train text to image: from nothing on a CPU, or on from a published Stable Diffusion, also for one subject.
+
+    hf-mm train text_to_image --output_dir out/shapes
+    hf-mm train text_to_image --dataset openmoji --data_folder package --output_dir out/emoji
+    hf-mm train text_to_image --denoiser unet --vae out/vae --output_dir out/latent-shapes
+    hf-mm train text_to_image --pretrained SD --dataset FOLDER --lora_rank 8 --output_dir out/style
+    hf-mm train text_to_image --pretrained SD --subject my-dog --instance_prompt "a sks dog" \
+        --class_prompt "a dog" --output_dir out/my-dog
+
+`--dataset` is `easy-vqa` (a coloured shape with captions such as "a small red triangle at the top left"),
+`openmoji`, or a folder or Hub id whose pictures have texts. From nothing, a transformer of 8 x 8 patches and
+a small text encoder learn together, in pixels or, with `--vae`, in the latents of what `hf-mm train
+autoencoder --model vae --downscale 4` wrote; `--denoiser unet` learns what plain diffusers can load.
+`--pretrained` is a Stable Diffusion in its published layout, trained as a whole or by LoRA; `--subject` a
+folder of a few pictures of one thing, for DreamBooth. Latents and the states of texts are made once where
+their models stay as they are. Any flag of `transformers.TrainingArguments` works.
+
+Written to the output folder: a pipeline, of a UNet also as plain Stable Diffusion in `plain`, or the adapters
+alone (`pytorch_lora_weights.safetensors`); `previews`, `grid.png` with a row for each prompt,
+`neighbours.png` with the training pictures next to what is drawn, and `results.json`: of easy-VQA how many of
+432 pictures show the colour, shape, place and size asked for, by their pixels and with `--vlm` by the answers
+of a vision-language model.
+
+Rombach et al. 2022 (https://arxiv.org/abs/2112.10752); Li and He 2025 (https://arxiv.org/abs/2511.13720):
+large patches need the clean picture as target; Hu et al. 2021, "LoRA" (https://arxiv.org/abs/2106.09685);
+Ruiz et al. 2023, "DreamBooth" (https://arxiv.org/abs/2208.12242).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoModel, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from transformers import AutoModel as AutoTextModel
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_mm import (
+    DiffusionObjective,
+    GeneratorCard,
+    ImageDiffusionPipeline,
+    LatentCollator,
+    LatentRows,
+    LatentTextCollator,
+    MMDiTModel,
+    MMVLMForConditionalGeneration,
+    PhasedTrainer,
+    PixelCollator,
+    PixelRows,
+    PriorCollator,
+    SubjectRows,
+    add_diffusion_lora,
+    atomic_write,
+    attribute_table,
+    described_shapes,
+    draw_class,
+    drawn_attribute_results,
+    easy_vqa_descriptions,
+    environment,
+    extract_latents,
+    extract_text_states,
+    generation_rows,
+    nearest_neighbours,
+    neighbour_grid,
+    picture_folder,
+    picture_views,
+    sample_grid,
+    shape_prompts,
+    train_caption_tokenizer,
+    write_results,
+)
+
+__all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
+
+
+@dataclass
+class Recipe:
+    """What this script decides; everything else is `TrainingArguments`."""
+
+    dataset: str = field(
+        default="easy-vqa", metadata={"help": "easy-vqa, openmoji, a folder or a Hub id; with texts."}
+    )
+    data_folder: str | None = field(default=None, metadata={"help": "The unpacked package of OpenMoji."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "In px; by default that of the data set, or of the published model."}
+    )
+    rows: int | None = field(
+        default=None, metadata={"help": "Pictures to learn from; of a subject's class by default 100."}
+    )
+    denoiser: str = field(default="dit", metadata={"help": "dit or unet, from nothing."})
+    vae: str | None = field(
+        default=None, metadata={"help": "Autoencoder whose latents are learnt, or its pipeline; else pixels."}
+    )
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "Trained CLIP or its text tower; else a small one learns along."}
+    )
+    pretrained: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a Stable Diffusion to train on."}
+    )
+    lora_rank: int = field(default=0, metadata={"help": "Of adapters on `pretrained`; 0 trains all of it."})
+    train_text_encoder: bool = field(
+        default=False, metadata={"help": "Also train the text encoder of `pretrained` or `text_encoder`."}
+    )
+    subject: str | None = field(default=None, metadata={"help": "Folder of pictures of one subject."})
+    instance_prompt: str | None = field(
+        default=None, metadata={"help": "What they show, with a rare word: 'a sks dog'."}
+    )
+    class_prompt: str | None = field(
+        default=None, metadata={"help": "What else there is of the kind: 'a dog'; by default it may be lost."}
+    )
+    guidance_scale: float = field(default=3.0, metadata={"help": "Of what is drawn and measured."})
+    vlm: str | None = field(
+        default=None, metadata={"help": "Folder of a model that answers easy-VQA's questions, as a judge."}
+    )
+
+
+# The numbers of the recipe, in one place; a flag of the same name overrides each.
+DEFAULTS: dict[str, Any] = {
+    "max_steps": 6000,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "adam_beta2": 0.99,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "warmup_steps": 0.02,  # below 1: the share of all steps
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 50,
+    "save_steps": 1000,
+    "save_total_limit": 1,
+    "report_to": "none",
+}
+SHORT: dict[str, Any] = {"max_steps": 400, "per_device_train_batch_size": 1, "save_strategy": "no"}
+STEADY: dict[str, Any] = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "openmoji": {"max_steps": 12000},
+    "pretrained": {"max_steps": 2000, "per_device_train_batch_size": 4, "learning_rate": 1e-5, **STEADY},
+    "lora": {"max_steps": 2000, "per_device_train_batch_size": 4, "learning_rate": 1e-4, **STEADY},
+    "subject": {"learning_rate": 5e-6, **SHORT, **STEADY},
+    "subject lora": {"learning_rate": 1e-4, **SHORT, **STEADY},
+}
+PATCHES = 8  # a side
+DIT: dict[str, Any] = {"hidden_size": 128, "num_layers": 4, "num_heads": 4}
+UNET_WIDTHS, ATTENTION_PX = (48, 96, 128), 8  # of a UNet's stages; texts are read where a side has so few
+TEXT = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+WORDS, CONTEXT, LONGEST = 1024, 16, 77  # tokens: of the vocabulary, of short texts at least, and at most
+# Most of what a picture of few colours shows is decided while there is much noise.
+TIMES: dict[str, Any] = {"times": "logit_normal", "time_mean": 1.0}
+SHIFT = 3.0
+SD_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD_SCHEDULE |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+MOVES_PX = {"openmoji": 2}  # few pictures; not mirrored, as texts know left from right
+CONDITION_DROPOUT = 0.1
+EMA_DECAY = 0.998
+PRIOR_PICTURES = 100
+STEPS = 30  # of drawing
+AT_ONCE = 72  # pictures that are drawn together
+PREVIEWS = 8  # of a run
+COLUMNS, NEIGHBOURS, SHOWN_PROMPTS = 8, 4, 12  # of the pages
+PROMPTS = ("red apple", "green apple", "red heart", "blue heart")
+PROMPTS += ("yellow circle", "smiling face", "cat", "house")
+
+
+def check(recipe: Recipe, args: TrainingArguments) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ValueError: Says what to change.
+    """
+    if recipe.denoiser not in ("dit", "unet"):
+        raise ValueError(f"`denoiser`={recipe.denoiser!r} is none of dit, unet.")
+    if recipe.pretrained is None:
+        for name in [name for name in ("lora_rank", "subject") if getattr(recipe, name)]:
+            raise ValueError(f"`{name}`={getattr(recipe, name)!r} needs `pretrained` to go on from.")
+    elif recipe.vae or recipe.text_encoder:
+        raise ValueError(
+            f"`pretrained`={recipe.pretrained!r} brings its autoencoder and text encoder; leave `vae` and "
+            "`text_encoder` out."
+        )
+    pair = f"`subject`={recipe.subject!r} and `instance_prompt`={recipe.instance_prompt!r}"
+    if (recipe.subject is None) != (recipe.instance_prompt is None):
+        raise ValueError(f"{pair} belong together; give both or neither.")
+    if recipe.lora_rank and args.push_to_hub:
+        raise ValueError("`push_to_hub` pushes pipelines; upload the adapters by `hf upload` after training.")
+
+
+def all_texts(rows: PixelRows) -> list[str]:
+    """Every text of every picture.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if rows.texts is None:
+        raise ValueError("The pictures have no texts to learn; `hf-mm train diffusion` needs none.")
+    return [text for texts in rows.texts for text in texts]
+
+
+def load_vae(place: str) -> Any:
+    """An autoencoder, alone or in a pipeline."""
+    options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
+    return AutoModel.from_pretrained(place, **options).eval()
+
+
+def text_parts(recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
+    """A tokenizer and what reads its tokens: trained before, or new and to be trained along."""
+    if recipe.text_encoder is not None:
+        model = AutoTextModel.from_pretrained(recipe.text_encoder)
+        parts = {"text_encoder": getattr(model, "text_model", model).eval()}
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(recipe.text_encoder)
+        return parts | {"train_text_encoder": recipe.train_text_encoder}
+    tokenizer = train_caption_tokenizer(texts, WORDS, LONGEST)
+    longest = max(len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"])
+    tokenizer.model_max_length = min(max(longest, CONTEXT), LONGEST)
+    names = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    encoder = CLIPTextModel(CLIPTextConfig(**TEXT, **sizes, **names))
+    return {"tokenizer": tokenizer, "text_encoder": encoder, "train_text_encoder": True}
+
+
+def new_parts(recipe: Recipe, train: PixelRows, vae: Any) -> dict[str, Any]:
+    """Models that have learnt nothing yet, and what they learn by."""
+    parts = text_parts(recipe, all_texts(train))
+    parts |= {"vae": vae, "condition_dropout": CONDITION_DROPOUT}
+    channels, side = train.channels, train.image_size
+    if vae is not None:
+        channels, side = vae.config.latent_channels, side // downscale_of(vae)
+    width = parts["text_encoder"].config.hidden_size
+    if recipe.denoiser == "unet":
+        target = {"prediction_type": "v_prediction"}
+        parts |= {"denoiser": build_unet(channels, side, width)}
+        return parts | target | {"scheduler": DDIMScheduler(**SD_SCHEDULE, **target)}
+    patch = max(1, side // PATCHES)
+    sizes = {"sample_size": side, "in_channels": channels, "patch_size": patch, "text_dim": width}
+    target = {"prediction_type": "flow_velocity"}
+    if vae is None:  # a patch has more numbers than the model is wide: noise would not go through
+        target = {"prediction_type": "flow_sample", "weighting": "velocity"}
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    return parts | target | TIMES | {"denoiser": MMDiTModel(**sizes, **DIT), "scheduler": scheduler}
+
+
+def build_unet(channels: int, side: int, text_width: int) -> UNet2DConditionModel:
+    """The kind of UNet that Stable Diffusion has, with three stages."""
+    sides = [side >> stage for stage in range(len(UNET_WIDTHS))]
+    reads = [here <= ATTENTION_PX or here == sides[-1] for here in sides]
+    return UNet2DConditionModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=UNET_WIDTHS,
+        down_block_types=tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in reads),
+        up_block_types=tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(reads)),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,  # diffusers calls the number of heads so
+        cross_attention_dim=text_width,
+    )
+
+
+def published_parts(recipe: Recipe) -> dict[str, Any]:
+    """The models of a Stable Diffusion, with adapters where these are to be trained."""
+    pipe = ImageDiffusionPipeline.from_stable_diffusion(str(recipe.pretrained))
+    names = ("denoiser", "scheduler", "vae", "text_encoder", "tokenizer", "prediction_type")
+    parts = {name: getattr(pipe, name) for name in names}
+    parts["train_text_encoder"] = recipe.train_text_encoder
+    parts["condition_dropout"] = 0.0 if recipe.subject else CONDITION_DROPOUT
+    for name in ("denoiser", "text_encoder"):
+        parts[name].requires_grad_(True)
+    if recipe.lora_rank:
+        encoder = parts["text_encoder"] if recipe.train_text_encoder else None
+        add_diffusion_lora(parts["denoiser"], encoder, recipe.lora_rank)
+    return parts
+
+
+def downscale_of(vae: Any) -> int:
+    """Pixels of a latent, in each direction."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def load_rows(recipe: Recipe, vae: Any, denoiser: Any = None) -> PixelRows:
+    """Pictures to learn from, of the size that the model is for."""
+    options: dict[str, Any] = {"image_size": recipe.image_size, "folder": recipe.data_folder}
+    if vae is not None:
+        options["channels"] = vae.config.in_channels
+    if recipe.image_size is None and denoiser is not None:
+        options["image_size"] = denoiser.config.sample_size * downscale_of(vae)
+    elif recipe.image_size is None and vae is not None:
+        options["image_size"] = vae.config.sample_size
+    if recipe.subject is None:
+        return generation_rows(recipe.dataset, "train", **options)[: recipe.rows]
+    size = options["image_size"]
+    return picture_folder(recipe.subject, size, str(recipe.instance_prompt), options["channels"])
+
+
+def training_data(
+    recipe: Recipe, args: TrainingArguments, objective: DiffusionObjective, train: PixelRows, folder: Path
+) -> tuple[Any, Callable[[Any], Mapping[str, Any]]]:
+    """Rows and what makes batches of them; what frozen models make of the rows is made once."""
+    moves = MOVES_PX.get(recipe.dataset, 0) if recipe.subject is None else 0
+    pixels = PixelCollator(pad_crop_px=moves, seed=args.seed, tokenizer=objective.tokenizer)
+    if recipe.subject is not None:
+        if recipe.class_prompt is None:
+            return SubjectRows(train), PriorCollator(pixels)
+        count = PRIOR_PICTURES if recipe.rows is None else recipe.rows
+        wanted = (objective.pipeline(), folder / "class", recipe.class_prompt, count, train.image_size)
+        return SubjectRows(train, draw_class(*wanted, **drawing(recipe))), PriorCollator(pixels)
+    if objective.vae is None:
+        return train, pixels
+    vae, quiet = objective.vae.to(args.device), {"progress": not args.disable_tqdm}
+    latents = extract_latents(vae, train, folder / "latents", picture_views(shift_px=moves), **quiet)
+    rows = LatentRows(latents, train)
+    if "text_encoder" not in objective.frozen:
+        return rows, LatentTextCollator(LatentCollator(seed=args.seed), objective.tokenizer)
+    encoder = (objective.text_encoder.to(args.device), objective.tokenizer)
+    wanted = (all_texts(train), folder / "text_states", isinstance(objective.denoiser, UNet2DConditionModel))
+    states = extract_text_states(*encoder, *wanted, **quiet)
+    return rows, LatentCollator(states, seed=args.seed)
+
+
+def drawing(recipe: Recipe) -> dict[str, Any]:
+    """How everything is drawn."""
+    steps = {"num_inference_steps": STEPS, "chunk_size": AT_ONCE}
+    return steps | {"guidance_scale": recipe.guidance_scale}
+
+
+def shown_prompts(recipe: Recipe, train: PixelRows) -> list[str]:
+    """Texts to watch the model by; those of openmoji are of pictures that it never sees."""
+    if recipe.subject is not None:
+        return [prompt for prompt in (recipe.instance_prompt, recipe.class_prompt) if prompt is not None]
+    if recipe.dataset == "easy-vqa":
+        prompts = [prompt.text for prompt in shape_prompts()]
+        return prompts[:: len(prompts) // SHOWN_PROMPTS + 1]  # 37: all colours, shapes and places come up
+    if recipe.dataset == "openmoji":
+        held_out = generation_rows("openmoji", "test", train.image_size, recipe.data_folder).texts or ()
+        every = max(1, len(held_out) // SHOWN_PROMPTS)
+        return [*PROMPTS, *(texts[0] for texts in held_out[::every])]
+    return list(dict.fromkeys(all_texts(train)))[:SHOWN_PROMPTS]
+
+
+def draw(recipe: Recipe, pipe: Any, prompts: list[str], train: PixelRows, folder: Path, seed: int) -> None:
+    """A page with a row for each prompt, and one with the training pictures next to the first of each."""
+    size = {"height": train.image_size, "width": train.image_size}
+    options = {**drawing(recipe), **size, "seed": seed}
+    drawn = pipe(prompts, **options, num_images_per_prompt=COLUMNS, output_type="pt").images
+    drawn = drawn.float().cpu() * 2 - 1
+    pages = {"grid": sample_grid(drawn, COLUMNS, row_labels=prompts)}
+    found = nearest_neighbours(drawn[::COLUMNS], train.pixels, min(NEIGHBOURS, len(train)))
+    beside = train.pixels[found.indices]
+    pages["neighbours"] = neighbour_grid(drawn[::COLUMNS], beside, found.distances, labels=prompts)
+    for name, page in pages.items():
+        with atomic_write(folder / f"{name}.png") as temporary:
+            page.save(temporary)
+
+
+def measure(recipe: Recipe, pipe: Any, seed: int) -> dict[str, Any]:
+    """Of all 432 prompts of easy-VQA, and of as many real pictures: what they show, by each judge."""
+    judge: dict[str, Any] = {}
+    if recipe.vlm is not None:
+        judge["model"] = MMVLMForConditionalGeneration.from_pretrained(recipe.vlm).to(pipe.device)
+        judge["processor"] = AutoProcessor.from_pretrained(recipe.vlm)
+    prompts = shape_prompts()[: recipe.rows]
+    texts = [prompt.text for prompt in prompts]
+    drawn = pipe(texts, **drawing(recipe), seed=seed).images
+    real = easy_vqa_descriptions("test").select(range(len(prompts)))
+    return {
+        "drawn": drawn_attribute_results(drawn, prompts, **judge),
+        "real pictures": drawn_attribute_results(real["image"], described_shapes(real), **judge),
+    }
+
+
+def save(recipe: Recipe, trainer: PhasedTrainer, metrics: dict[str, float], folder: Path) -> None:
+    """The adapters, or the pipeline, of a UNet also as plain Stable Diffusion."""
+    objective: Any = trainer.objective
+    if recipe.lora_rank:
+        objective.pipeline().save_lora_weights(folder)
+        return
+    trainer.save_model(metrics=metrics)
+    if isinstance(objective.denoiser, UNet2DConditionModel) and objective.vae is not None:
+        with trainer.averages_applied():
+            objective.pipeline().to_pipeline().save_pretrained(folder / "plain")
+
+
+def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
+    """Train, draw, measure, save; returns the results."""
+    check(recipe, args)
+    set_seed(args.seed)
+    folder = Path(str(args.output_dir))
+    if recipe.pretrained is not None:
+        parts = published_parts(recipe)
+        train = load_rows(recipe, parts["vae"], parts["denoiser"])
+    else:
+        vae = None if recipe.vae is None else load_vae(recipe.vae)
+        train = load_rows(recipe, vae)
+        parts = new_parts(recipe, train, vae)
+    prompts = shown_prompts(recipe, train)
+    shown = {"preview_prompts": prompts, "preview_guidance": recipe.guidance_scale, "preview_steps": STEPS}
+    objective = DiffusionObjective(**parts, **shown).to(args.device)
+    rows, collator = training_data(recipe, args, objective, train, folder)
+    decay = EMA_DECAY if recipe.pretrained is None else None
+    source = recipe.subject or recipe.dataset
+    card = GeneratorCard(folder.name, f"Text to image, of {source}.", source)
+    trainer = PhasedTrainer(objective, args, rows, collator, ema_decay=decay, preview_count=16, card=card)
+    trainer.preview_steps = max(trainer.max_steps // PREVIEWS, 1)
+    trained = trainer.train()
+    names = ("dataset", "pretrained", "subject", "lora_rank", "guidance_scale")
+    results: dict[str, Any] = {name: getattr(recipe, name) for name in names}
+    results |= {"prediction_type": objective.prediction_type, "seed": args.seed, "train_rows": len(train)}
+    results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}
+    results["images_per_second"] = trained["train_images_per_second"]
+    results["weights"] = sum(weight.numel() for weight in objective.phase_parameters("denoiser"))
+    metrics: dict[str, float] = {}
+    with trainer.averages_applied():
+        pipe = objective.pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        draw(recipe, pipe, prompts, train, folder, args.seed)
+        if recipe.dataset == "easy-vqa" and recipe.subject is None:
+            results["attributes"] = measure(recipe, pipe, args.seed)
+            metrics = results["attributes"]["drawn"]["pixels"]["accuracy"]
+    save(recipe, trainer, metrics, folder)
+    results["environment"] = environment()
+    write_results(folder / "results.json", results)
+    return results
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Parse flags, run `main`, print the result; returns the exit status."""
+    flags = {"prog": "hf-mm train text_to_image", "allow_abbrev": False}  # a typo is no abbreviation
+    parser = HfArgumentParser((Recipe, TrainingArguments), **flags)
+    parser.set_defaults(**DEFAULTS)
+    known = parser.parse_known_args(argv)[0]
+    kind = known.dataset
+    if known.pretrained is not None:
+        kind = "lora" if known.lora_rank else "pretrained"
+        kind = kind if known.subject is None else "subject lora" if known.lora_rank else "subject"
+    parser.set_defaults(**PRESETS.get(kind, {}))
+    results = main(*parser.parse_args_into_dataclasses(argv))
+    print(f"{results['steps']} steps in {results['train_seconds']:.0f} s")
+    if "attributes" in results:
+        print(attribute_table(results["attributes"]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
