@@ -3,6 +3,7 @@
 Shapes: B pictures, c x h x w latents, or pixels where there is no autoencoder.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,13 +70,14 @@ def denoised_latents(
     scheduler, latents = pipe.scheduler, start.latents
     begin_steps(scheduler, settings.steps, settings.strength, latents.device)
     options = step_options(scheduler, generator, settings.eta)
+    scale = scheduler.scale_model_input if hasattr(scheduler, "scale_model_input") else None
     watch = _FiniteWatch(scheduler.timesteps, start.first)
     times = (scheduler.timesteps.float() / scheduler.config["num_train_timesteps"]).tolist()
     for step in range(start.first, len(times)):
         if pipe.interrupt:
             break
         timestep = scheduler.timesteps[step]
-        noisy = scheduler.scale_model_input(latents, timestep) if pipe.scales_inputs else latents
+        noisy = latents if scale is None else scale(latents, timestep)
         output = guidance.predict(_denoiser_call(pipe, step), noisy, times[step])
         before, answer = latents, _for_scheduler(pipe, output, noisy, step)
         latents = scheduler.step(answer, timestep, before, return_dict=False, **options)[0]
@@ -131,15 +133,15 @@ class _FiniteWatch:
 
     def __init__(self, timesteps: Tensor, first: int) -> None:
         self.timesteps, self.first = timesteps, first
-        self.finite: list[Tensor] = []
+        self.sums: list[Tensor] = []
 
     def look_at(self, latents: Tensor) -> None:
-        self.finite.append(latents.isfinite().all())
-        if latents.device.type == "cpu" and not self.finite[-1]:
+        self.sums.append(latents.sum(dtype=torch.float32))  # not finite if any of them is not
+        if latents.device.type == "cpu" and not math.isfinite(self.sums[-1].item()):
             self.finish()
 
     def finish(self) -> None:
-        finite = torch.stack(self.finite).tolist() if self.finite else []
+        finite = torch.stack(self.sums).isfinite().tolist() if self.sums else []
         if all(finite):
             return
         step = finite.index(False)

@@ -104,11 +104,6 @@ class ImageDiffusionPipeline(
         return self._interrupt
 
     @property
-    def scales_inputs(self) -> bool:
-        """Whether the scheduler scales what the denoiser is given."""
-        return hasattr(self.scheduler, "scale_model_input")
-
-    @property
     def picture_channels(self) -> int:
         """C."""
         return (self.denoiser if self.vae is None else self.vae).config["in_channels"]
