@@ -101,7 +101,7 @@ class Recipe:
 
 # The numbers of the recipe, in one place; a flag of the same name overrides each.
 DEFAULTS: dict[str, Any] = {
-    "max_steps": 2500,
+    "max_steps": 2400,
     "per_device_train_batch_size": 64,
     "learning_rate": 1e-3,
     "adam_beta2": 0.99,
@@ -119,9 +119,9 @@ PRESETS: dict[str, dict[str, Any]] = {"digits": {"max_steps": 1500, "save_steps"
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ddpm": {"denoiser": "unet", "prediction_type": "epsilon"},
     "flow-unet": {"denoiser": "unet", "prediction_type": "flow_velocity"},
-    "flow-dit": {"denoiser": "dit", "prediction_type": "flow_velocity", "max_steps": 1700},
-    "latent-flow": {"denoiser": "dit", "prediction_type": "flow_velocity", "max_steps": 3500},
-    "mean-flow": {"denoiser": "dit", "prediction_type": "mean_flow", "max_steps": 2000},
+    "flow-dit": {"denoiser": "dit", "prediction_type": "flow_velocity", "max_steps": 1600},
+    "latent-flow": {"denoiser": "dit", "prediction_type": "flow_velocity", "max_steps": 3000},
+    "mean-flow": {"denoiser": "dit", "prediction_type": "mean_flow", "max_steps": 1900},
 }
 TIMES, BETAS = "logit_normal", "squaredcos_cap_v2"  # of flows; of noise schedules
 # Channels of a UNet where a picture has at least so many pixels a side; attention where it has few.
