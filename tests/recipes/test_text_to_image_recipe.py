@@ -1,6 +1,8 @@
 """Text to image from nothing, and from a folder of Stable Diffusion: as a whole, by LoRA, for one subject."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +142,15 @@ def test_the_command_knows_at_which_rate_each_way_is_trained(tmp_path, places, c
     assert "1 steps in" in capsys.readouterr().out
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert log[0]["denoiser_learning_rate"] == 1e-4
+
+
+def test_the_example_trains_and_draws(tmp_path, places):
+    example = Path(__file__).parents[2] / "examples" / "draw_texts.py"
+    data = {"dataset": str(places / "data"), "rows": 2}
+    changes = {name: ARGS[name] for name in ("use_cpu", "disable_tqdm", "save_strategy")} | {"max_steps": 1}
+    for path in runpy.run_path(str(example))["main"](str(tmp_path), ("a red apple",), **data, **changes):
+        with Image.open(path) as page:
+            assert page.size == (6 * 32, 32)
 
 
 @pytest.mark.parametrize(
