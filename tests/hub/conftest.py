@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hub.loopback import LoopbackHub
-from hub.processes import WITHOUT_HF_MM, FreshProcesses, on_hub
+from hub.processes import PARSE_ONCE, WITHOUT_HF_MM, FreshProcesses, on_hub
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,5 +71,7 @@ def member(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
 @pytest.fixture(scope="session")
 def stranger(hub, tmp_path_factory) -> Iterator[FreshProcesses]:
     """Processes that cannot import hf_mm."""
-    with on_hub(hub.endpoint, tmp_path_factory.mktemp("stranger"), WITHOUT_HF_MM + TOOLS) as processes:
+    with on_hub(
+        hub.endpoint, tmp_path_factory.mktemp("stranger"), WITHOUT_HF_MM + PARSE_ONCE + TOOLS
+    ) as processes:
         yield processes

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["WITHOUT_HF_MM", "FreshProcesses", "on_hub"]
+__all__ = ["PARSE_ONCE", "WITHOUT_HF_MM", "FreshProcesses", "on_hub"]
 
 SERVER = r"""
 import json, os, sys, traceback
@@ -45,6 +45,12 @@ class Blocker:
             raise ModuleNotFoundError("No module named 'hf_mm' (blocked)", name="hf_mm")
 
 sys.meta_path.insert(0, Blocker())
+"""
+
+# transformers parses a file of remote code twice in each `from_pretrained`, half a second each time.
+PARSE_ONCE = """
+import functools, transformers.dynamic_module_utils
+transformers.dynamic_module_utils.get_imports = functools.cache(transformers.dynamic_module_utils.get_imports)
 """
 
 
