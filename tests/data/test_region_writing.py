@@ -1,6 +1,5 @@
 """Stores of regions survive being killed at any moment, and several processes at once."""
 
-import multiprocessing
 import signal
 import time
 
@@ -8,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from data.regions_tiny import FEATURES, regions, same, write
+from fresh_forks import FRESH_FORKS
 
 from hf_mm import RegionStore, RegionStoreWriter
-
-FORK = multiprocessing.get_context("fork")
 
 
 def fill(folder, numbers, writer=0):
@@ -23,7 +21,7 @@ def fill(folder, numbers, writer=0):
 
 
 def start(folder, numbers, writer=0):
-    process = FORK.Process(target=fill, args=(folder, numbers, writer))
+    process = FRESH_FORKS.Process(target=fill, args=(folder, numbers, writer))
     process.start()
     return process
 

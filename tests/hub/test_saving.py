@@ -4,13 +4,13 @@ import errno
 import os
 import signal
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import transformers.modeling_utils
+from fresh_forks import FRESH_FORKS
 
 import hf_mm.hub.saving
 from hf_mm import MMViTConfig, MMViTModel
@@ -25,6 +25,24 @@ def model(fill: float) -> MMViTModel:
     for weight in new.parameters():
         weight.data.fill_(fill)
     return new
+
+
+def save_and_stop(folder: Path, moment: str) -> None:
+    """What a process does that is killed while it saves; it says when."""
+
+    def stop(*args, **kwargs):
+        (folder / "reached").touch()
+        time.sleep(60)
+
+    def stop_in_the_middle(tensors, filename, **kwargs):
+        Path(filename).write_bytes(b"half")
+        stop()
+
+    if moment.startswith("half"):
+        transformers.modeling_utils.safe_save_file = stop_in_the_middle
+    else:
+        hf_mm.hub.saving._move = stop
+    model(2.0).save_pretrained(folder / "model")
 
 
 def loaded(folder) -> float:
@@ -107,30 +125,16 @@ def test_full_disk_while_the_config_is_written_keeps_the_earlier_save(tmp_path, 
 
 
 @pytest.mark.parametrize("moment", ["half of the weights written", "everything written, nothing renamed"])
-def test_a_killed_save_keeps_the_earlier_save(tmp_path, monkeypatch, moment):
+def test_a_killed_save_keeps_the_earlier_save(tmp_path, moment):
     model(1.0).save_pretrained(tmp_path / "model")
     before = contents(tmp_path / "model")
-
-    def stop(*args, **kwargs):
-        (tmp_path / "reached").touch()
-        time.sleep(60)
-
-    def stop_in_the_middle(tensors, filename, **kwargs):
-        Path(filename).write_bytes(b"half")
-        stop()
-
-    if moment.startswith("half"):
-        monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", stop_in_the_middle)
-    else:
-        monkeypatch.setattr(hf_mm.hub.saving, "_move", stop)
-    child = get_context("fork").Process(target=model(2.0).save_pretrained, args=[tmp_path / "model"])
+    child = FRESH_FORKS.Process(target=save_and_stop, args=(tmp_path, moment))
     child.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (tmp_path / "reached").exists() and child.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     child.kill()
     child.join()
-    monkeypatch.undo()
     assert (tmp_path / "reached").exists()
     assert child.exitcode == -signal.SIGKILL
     after = contents(tmp_path / "model")
