@@ -9,4 +9,6 @@ from multiprocessing import get_context
 __all__ = ["FRESH_FORKS"]
 
 FRESH_FORKS = get_context("forkserver")
-FRESH_FORKS.set_forkserver_preload(["hf_mm.data.region_writing", "hf_mm.models.vit.modeling_vit"])
+FRESH_FORKS.set_forkserver_preload(
+    ["hf_mm.data.region_writing", "hf_mm.models.vit.modeling_vit", "hf_mm.training.phased"]
+)

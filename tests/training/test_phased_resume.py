@@ -1,6 +1,5 @@
 """A phased run that is stopped goes on bit for bit, wherever it stopped, and its checkpoints are whole."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from fresh_forks import FRESH_FORKS
 from phased_tiny import TinyGAN, rows, run_of, weights
 from torch.testing import assert_close
 
@@ -120,7 +120,7 @@ def killed_while_saving(folder):
 @pytest.mark.parametrize(("kill", "left"), [(killed_in_a_step, 4), (killed_while_saving, 2)])
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, kill, left):
     whole = finished(run_of(tmp_path / "whole"))
-    process = multiprocessing.get_context("spawn").Process(target=kill, args=(tmp_path / "killed",))
+    process = FRESH_FORKS.Process(target=kill, args=(tmp_path / "killed",))
     process.start()
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
