@@ -189,7 +189,8 @@ def _remedy(scheduler: Any, prediction_type: str) -> str:
     name, config = type(scheduler).__name__, scheduler.config
     knows_flow, flow = "use_flow_sigmas" in config, prediction_type in FLOW_TARGETS
     if flow and (not knows_flow or prediction_type == "mean_flow"):
-        return f"{FLOW_EULER}()"
+        times = "num_train_timesteps=1" if prediction_type == "mean_flow" else ""  # as it was trained
+        return f"{FLOW_EULER}({times})"
     if not flow and ("prediction_type" not in config or not hasattr(scheduler, "alphas_cumprod")):
         return f"DDIMScheduler(prediction_type={prediction_type!r}, ...)` with the betas of training in `..."
     target = "flow_prediction" if flow else prediction_type
