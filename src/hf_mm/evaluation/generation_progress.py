@@ -62,12 +62,7 @@ def distance_measure(
     Raises:
         ValueError: Too few pictures, or `draw` gives another number of them.
     """
-    count = min(count, len(test))
-    if count < 2 or len(train) < count:
-        raise ValueError(
-            f"`count`={count} pictures out of {len(test)} test pictures and {len(train)} training pictures: "
-            "give 2 or more, and as many training pictures for the floor."
-        )
+    count = _checked_count(count, test, train)
     order = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(test), generator=order)[:count]
     real = net(test[rows], batch_size).features  # (N, D)
@@ -87,6 +82,16 @@ def distance_measure(
         return {net.frechet if enough else net.kernel: distance(found.features), "floor": floor}
 
     return measure
+
+
+def _checked_count(count: int, test: Tensor, train: Tensor) -> int:
+    count = min(count, len(test))
+    if count < 2 or len(train) < count:
+        raise ValueError(
+            f"`count`={count} pictures out of {len(test)} test pictures and {len(train)} training pictures: "
+            "give 2 or more, and as many training pictures for the floor."
+        )
+    return count
 
 
 def time_to(
