@@ -5,14 +5,20 @@ import logging
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+)
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowEuler
 from generators.diffusion_tiny import NAMES, clip_text, dit, kl_autoencoder, text_unet, unet, words
 from generators.generator_contract import PipelineContract
 from PIL import Image
 from torch.testing import assert_close
 
-from hf_mm import ImageDiffusionPipeline, MMVQAutoencoder
+from hf_mm import ImageDiffusionPipeline, MMCLIPTextConfig, MMCLIPTextModel, MMVQAutoencoder
 
 
 def quiet(*parts, **options) -> ImageDiffusionPipeline:
@@ -75,6 +81,20 @@ class TestLatentsOfTexts(TestPixels):
 
     def picture(self):
         return 3, 16, 16
+
+
+def test_a_text_tower_of_this_package_is_saved_and_opened_with_no_flag(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    tower = MMCLIPTextModel(MMCLIPTextConfig(**sizes, **ids, max_position_embeddings=6)).eval()
+    pipe = texts(text_encoder=tower)
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert type(again.text_encoder) is MMCLIPTextModel
+    expected = drawn(pipe, prompt="a red pear", seed=0)
+    assert_close(drawn(again, prompt="a red pear", seed=0), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("make", [lambda: classes(EulerAncestralDiscreteScheduler()), dit_texts])
