@@ -111,7 +111,10 @@ def own_steps(objective: DiffusionObjective, rows: Any, collator: Any, args: arg
                 disable_tqdm=True,
                 save_strategy="no",
                 logging_steps=10**6,
+                learning_rate=1e-4,
+                adam_beta1=0.95,
                 weight_decay=1e-6,
+                warmup_steps=500,
                 lr_scheduler_type="cosine",
             )
             trainer = PhasedTrainer(objective, options, rows, collator, preview_count=0, callbacks=[clock])
