@@ -13,8 +13,9 @@ that encodes pictures and texts. The parts are those of Stable Diffusion 1.5, ea
 px; a table says how many operations of a step each part has, there and in the original at 512 px, and so what
 a cache can save. "cache, DiT-B/2": the same for a transformer of that size at 256 px, which reads the texts.
 
-Rivals take turns of a few steps; columns are medians over all steps but the first of each turn, in wall time
-or, with `--cpu`, in time of the process. A ratio above 1 says that hf_mm, or the cache, is faster.
+Rivals take turns; columns are medians over the steps of all turns but the first few of each, which fill fresh
+memory, in wall time or, with `--cpu`, in time of the process. A ratio above 1 says that hf_mm, or the cache,
+is faster.
 """
 
 import argparse
@@ -77,6 +78,7 @@ HEADS, HEAD_WIDTH = 4, 48
 WIDER = 4  # the originals than what is timed here
 ORIGINAL_PX = {"cache, Stable Diffusion": 512, "cache, DiT-B/2": 256}
 SMALL_PX, TOKENS = 128, 77
+WARM_UP = 5  # steps of a turn
 Step = Callable[[int], list[float]]
 
 
@@ -92,8 +94,8 @@ class Clock(TrainerCallback):
 
 
 def durations(times: list[float]) -> list[float]:
-    """Seconds of all steps but the first."""
-    return [end - begun for begun, end in pairwise(times)]
+    """Seconds of all steps but the first few, which fill fresh memory."""
+    return [end - begun for begun, end in pairwise(times[min(WARM_UP, len(times) - 2) :])]
 
 
 def own_steps(objective: DiffusionObjective, rows: Any, collator: Any, args: argparse.Namespace) -> Step:
@@ -314,8 +316,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="of a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="mixed precision for all")
     parser.add_argument("--cpu", action="store_true", help="time of the process, not wall time")
