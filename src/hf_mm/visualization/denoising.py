@@ -6,7 +6,7 @@ What the denoiser expects at each step is the clean picture that it sees in its 
 Shapes: S steps, B pictures, c channels, h x w places of latents, or of pixels where there is no autoencoder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -146,7 +146,7 @@ def latent_channel_grid(
 
 
 @contextmanager
-def seen_inputs(denoiser: nn.Module) -> Iterator[list[Tensor]]:
+def seen_inputs(denoiser: nn.Module) -> Generator[list[Tensor]]:
     """Within it, each call of a denoiser adds the noisy pictures that it was given.
 
     Args:

@@ -7,7 +7,7 @@ each layer enlarged to the finest.
 Shapes: B pictures, H heads, Q places that look, L tokens, W words, G x F places of the finest layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -79,7 +79,7 @@ def drawn_word_attention(pipeline: Any, prompt: str, **call: Any) -> DrawnWords:
 
 
 @contextmanager
-def record_cross_attention(denoiser: Any) -> Iterator[list[Tensor]]:
+def record_cross_attention(denoiser: Any) -> Generator[list[Tensor]]:
     """Within it, each call adds the shares that places give to tokens, (B, H, Q, L) for each layer in order.
 
     Args:
