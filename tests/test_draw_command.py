@@ -101,6 +101,17 @@ def test_the_strip_ends_in_the_first_picture_of_each_row(saved, tmp_path, capsys
     assert np.array_equal(strip[-58:-2, -58:-2], second)
 
 
+def test_stable_diffusion_shows_its_steps_too(saved, tmp_path, capsys):
+    text = {"text_encoder": diffusion_tiny.clip_text(), "tokenizer": diffusion_tiny.words()}
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    parts = {"vae": diffusion_tiny.kl_autoencoder(channels=3), **text}
+    pipe = ImageDiffusionPipeline(diffusion_tiny.text_unet(), scheduler, **parts)
+    pipe.to_pipeline().save_pretrained(tmp_path / "plain")
+    files = ["--out", tmp_path / "grid.png", "--strip", tmp_path / "strip.png"]
+    draws(capsys, tmp_path / "plain", "--prompt", "a red apple", "--steps", 2, "--count", 1, *files)
+    assert Image.open(tmp_path / "strip.png").width > 100
+
+
 @pytest.mark.slow  # matplotlib
 def test_words_of_a_prompt_are_laid_on_its_picture(saved, tmp_path, capsys):
     files = ["--out", tmp_path / "grid.png", "--words", tmp_path / "words.png"]
@@ -110,12 +121,19 @@ def test_words_of_a_prompt_are_laid_on_its_picture(saved, tmp_path, capsys):
 
 def test_what_a_pipeline_does_not_take_is_said_before_anything_is_drawn(saved, tmp_path, capsys):
     out = ["--out", tmp_path / "grid.png"]
+    (saved / "adapters").mkdir()
+    (saved / "adapters" / "pytorch_lora_weights.safetensors").touch()
     faults = {
         ("gan", "--steps", "3"): "GANPipeline takes no `num_inference_steps`; leave `--steps` out.",
         ("vae", "--class", "3"): "AutoencoderPipeline takes no `class_labels`; leave `--class` out.",
         ("gan", "--set", "warmth=3"): "`--set warmth=3` sets nothing that GANPipeline takes: class_labels",
         ("gan", "--strip", "s.png"): "GANPipeline does not denoise step by step, as ImageDiffusionPipeline",
         ("gan", "--lora", "x"): "GANPipeline takes no adapters; leave `--lora` out.",
+        ("texts", "--lora", "nowhere"): "nowhere: there is no such folder, and the Hub gives no such LoRA;",
+        ("texts", "--lora", str(saved / "texts")): "texts has no adapters: there is no pytorch_lora_weights",
+        ("classes", "--frames", "0"): "`--frames`=0 must be at least 1.",
+        ("nowhere",): "nowhere: there is no such folder, and the Hub gives no such pipeline; give",
+        ("adapters",): "adapters has adapters, not a pipeline; draw by the model that they were trained on",
         ("texts", "--words", "w.png"): "`--words` looks at one `--prompt`, got 0; give one.",
         ("classes", "--count", "0"): "`--count`=0 must be at least 1.",
         ("classes", "--class", "boat"): "boat",

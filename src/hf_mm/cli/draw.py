@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ OPTIONS = {
 }
 """What an option of the command is called by pipelines."""
 FLAGS = {"classes": "class"}
+INDEX, LORA_FILE = "model_index.json", "pytorch_lora_weights.safetensors"
 COLUMNS = 8
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 DPI = 150
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     from ..hub.saving import atomic_write
     from ..visualization.sample_grids import sample_grid
 
-    pipeline = _load(args.model, args.lora)
+    pipeline = _load(args.model, args.lora, bool(args.strip or args.words))
     call = _call(pipeline, args)
     asked = call.get("prompt") or call.get("class_labels") or []
     _check_looks(pipeline, args, asked)
@@ -88,23 +89,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(model: str, lora: str | None) -> Any:
+def _load(model: str, lora: str | None, steps: bool) -> Any:
+    """A pipeline with its adapters; Stable Diffusion as our own where its steps are looked at."""
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
     folder = Path(model)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
+    if folder.is_dir() and (folder / LORA_FILE).is_file() and not (folder / INDEX).is_file():
+        raise ValueError(
+            f"{model} has adapters, not a pipeline; draw by the model that they were trained on, with "
+            f"`--lora {model}`."
+        )
+    if folder.is_dir() and not (folder / INDEX).is_file():
         raise ValueError(
             f"{model} is no saved pipeline: it has no model_index.json. Give the folder of a whole pipeline, "
             "not of one of its parts."
         )
-    pipeline: Any = DiffusionPipeline.from_pretrained(model)
+    pipeline: Any = _fetched(model, "pipeline", DiffusionPipeline.from_pretrained)
+    if steps and type(pipeline) is StableDiffusionPipeline:
+        from .. import ImageDiffusionPipeline
+
+        pipeline = ImageDiffusionPipeline.from_stable_diffusion(model)
     if lora is not None:
         if not hasattr(pipeline, "load_lora_weights"):
             raise ValueError(f"{_name(pipeline)} takes no adapters; leave `--lora` out.")
-        pipeline.load_lora_weights(lora)
+        if Path(lora).is_dir() and not any(Path(lora).glob("*.safetensors")):
+            raise FileNotFoundError(f"{lora} has no adapters: there is no {LORA_FILE} in it.")
+        _fetched(lora, "LoRA", pipeline.load_lora_weights)
     pipeline.set_progress_bar_config(disable=None)  # shown in a terminal only
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fetched(place: str, kind: str, load: Callable[[str], Any]) -> Any:
+    """What is loaded from a folder or the Hub; whatever goes wrong there is said in one line."""
+    if Path(place).exists():
+        return load(place)
+    try:
+        return load(place)
+    except Exception as error:  # the Hub's, of its network, of its cache
+        raise FileNotFoundError(
+            f"{place}: there is no such folder, and the Hub gives no such {kind}; give a saved one."
+        ) from error
 
 
 def _call(pipeline: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -154,6 +179,8 @@ def _check_looks(pipeline: Any, args: argparse.Namespace, asked: Sequence[Any]) 
         path = getattr(args, option)
         if path and Path(path).suffix.lower() not in ENDINGS:
             raise ValueError(f"`--{option} {path}` does not end in one of {', '.join(ENDINGS)}.")
+    if args.frames < 1:
+        raise ValueError(f"`--frames`={args.frames} must be at least 1.")
     wished = [f"`--{name}`" for name in ("strip", "words") if getattr(args, name)]
     if wished and not hasattr(pipeline, "denoiser"):
         raise ValueError(
