@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from generators import gan_tiny
+from diffusers import AutoencoderKL, DDIMScheduler
+from generators import diffusion_tiny, gan_tiny
 from generators.codes_tiny import raster_pipeline
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_mm import AutoencoderPipeline, GANPipeline
+from hf_mm import AutoencoderPipeline, GANPipeline, ImageDiffusionPipeline
 from hf_mm.cli import main
 from hf_mm.data.generation_rows import generation_rows
 
@@ -71,6 +71,15 @@ def test_a_pipeline_with_classes_is_asked_for_those_of_the_test_pictures(net, tm
     again = [tmp_path / "gan", tmp_path / "b", net, "--limit", "24", "--batch_size", "10"]
     assert run(*again) == 0
     assert json.loads((tmp_path / "b" / "results.json").read_text())["measures"] == results["measures"]
+
+
+@pytest.mark.parametrize(("classes", "asked"), [(None, "nothing"), (10, "classes")])
+def test_diffusion_is_asked_for_classes_where_it_knows_some(net, tmp_path, classes, asked):
+    names = None if classes is None else {number: str(number) for number in range(classes)}
+    denoiser = diffusion_tiny.unet(num_class_embeds=None if classes is None else classes + 1)
+    ImageDiffusionPipeline(denoiser, DDIMScheduler(), id2label=names).save_pretrained(tmp_path / "model")
+    assert run(tmp_path / "model", tmp_path / "out", net, "--limit", "12", "--train_limit", "20") == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["asked"] == asked
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "autoregressive"])

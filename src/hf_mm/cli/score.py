@@ -70,7 +70,9 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-mm score", description=__doc__)
     parser.add_argument("model", help="a saved pipeline (folder or Hub id), or a folder of its pictures")
-    parser.add_argument("dataset", help="'digits', 'fashion-mnist', 'openmoji', a folder or a Hub id")
+    parser.add_argument(
+        "dataset", help="'digits', 'fashion-mnist', 'easy-vqa', 'openmoji', a folder or a Hub id"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for results and pictures")
     parser.add_argument(
         "--net",
@@ -126,7 +128,7 @@ def _samples(args: argparse.Namespace, test: "PixelRows", device: str) -> tuple[
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     accepted = inspect.signature(pipeline.__call__).parameters
-    asked = args.ask or _askable(accepted, test)
+    asked = args.ask or _askable(pipeline, accepted, test)
     parts = []
     for first in range(0, len(test), args.batch_size):
         rows = test[slice(first, first + args.batch_size)]
@@ -137,10 +139,16 @@ def _samples(args: argparse.Namespace, test: "PixelRows", device: str) -> tuple[
     return torch.cat(parts), asked
 
 
-def _askable(accepted: Any, test: "PixelRows") -> str:
-    if "class_labels" in accepted and test.labels is not None:
+def _askable(pipeline: Any, accepted: Any, test: "PixelRows") -> str:
+    """What both have: a pipeline may take classes and texts, and the parts of it only one of them."""
+    parts = pipeline.components
+    texts = "prompt" in accepted and ("text_encoder" not in parts or parts["text_encoder"] is not None)
+    classes = "class_labels" in accepted and (
+        "denoiser" not in parts or bool(pipeline.config.get("id2label"))
+    )
+    if classes and test.labels is not None:
         return "classes"
-    return "texts" if "prompt" in accepted and test.texts else "nothing"
+    return "texts" if texts and test.texts else "nothing"
 
 
 def _request(accepted: Any, asked: str, rows: "PixelRows") -> dict[str, Any]:
