@@ -13,6 +13,7 @@ from hf_mm import (
     PixelRows,
     PriorCollator,
     SubjectRows,
+    draw_class,
     picture_folder,
     train_word_tokenizer,
 )
@@ -89,6 +90,14 @@ def test_latents_made_before_stand_beside_texts_read_anew():
 def test_faulty_pairs_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_pictures_of_another_class_are_not_taken_for_those_asked_for(tmp_path):
+    (tmp_path / "prompt.txt").write_text("a dog")
+    with pytest.raises(ValueError, match="has pictures of 'a dog', not of 'a cat'; remove them first"):
+        draw_class(None, tmp_path, "a cat", 2, 8)
+    with pytest.raises(ValueError, match="`count`=0 must be at least 1"):
+        draw_class(None, tmp_path, "a dog", 0, 8)
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):

@@ -88,6 +88,8 @@ def test_a_model_is_asked_for_colour_shape_and_place_of_each_picture():
     results = drawn_attribute_results(images, [RED, RED], model, p, pointing=True)
     assert set(results) == {"pictures", "pixels", "answers"}
     assert set(results["answers"]["accuracy"]) == {"colour", "shape", "place", "all"}
+    found_out = asked_attributes(model, p, images, [RED, RED], pointing=None)
+    assert found_out == [{"colour": one["colour"], "shape": one["shape"]} for one in found]
 
 
 @pytest.mark.parametrize(

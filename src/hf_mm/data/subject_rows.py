@@ -144,18 +144,28 @@ def draw_class(
 
     Args:
         pipe: Draws by `prompt`, `seed`, `height` and `width`, as `ImageDiffusionPipeline` does.
-        folder: Where they are kept, as PNG.
+        folder: Where they are kept, as PNG, with the text that they were drawn for in `prompt.txt`.
         prompt: Of all of them, such as "a dog".
         count: P.
         image_size: S.
         **drawing: What else `pipe` is called with, such as `num_inference_steps` or `chunk_size`.
+
+    Raises:
+        ValueError: A count below 1, or the folder has pictures of another prompt.
     """
+    if count < 1:
+        raise ValueError(f"`count`={count} must be at least 1; a few hundred are usual.")
+    said = Path(folder) / "prompt.txt"
+    if said.is_file() and (before := said.read_text(encoding="utf-8")) != prompt:
+        raise ValueError(f"{folder} has pictures of {before!r}, not of {prompt!r}; remove them first.")
     paths = {number: Path(folder) / f"{number:05}.png" for number in range(count)}
     missing = [number for number, path in paths.items() if not path.is_file()]
     if missing:
+        with atomic_write(said) as temporary:
+            temporary.write_text(prompt, encoding="utf-8")
         size = {"height": image_size, "width": image_size}
         drawn = pipe(prompt=[prompt] * len(missing), seed=missing, **size, **drawing).images
         for number, picture in zip(missing, drawn, strict=True):
             with atomic_write(paths[number]) as temporary:
                 picture.save(temporary)
-    return picture_folder(folder, image_size, prompt, pipe.picture_channels)
+    return picture_folder(folder, image_size, prompt, pipe.picture_channels)[:count]

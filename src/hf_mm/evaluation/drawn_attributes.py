@@ -47,7 +47,7 @@ def drawn_attribute_results(
     prompts: Sequence[ShapePrompt],
     model: Any = None,
     processor: Any = None,
-    pointing: bool = False,
+    pointing: bool | None = False,
     batch_size: int = 64,
 ) -> dict[str, Any]:
     """How many pictures show what was asked for, by pixels, and by a model's answers where one is given.
@@ -57,7 +57,7 @@ def drawn_attribute_results(
         prompts: What each was to show.
         model: An `MMVLMForConditionalGeneration` that answers easy-VQA's questions; `None` for pixels alone.
         processor: Its processor.
-        pointing: The model can point; ask it for the place too.
+        pointing: Ask for the place too; see `asked_attributes`.
         batch_size: Questions at a time.
 
     Returns:
@@ -97,7 +97,7 @@ def asked_attributes(
     processor: Any,
     pictures: Pictures,
     prompts: Sequence[ShapePrompt],
-    pointing: bool = False,
+    pointing: bool | None = False,
     batch_size: int = 64,
 ) -> list[Attributes]:
     """What a vision-language model says of each picture.
@@ -107,7 +107,8 @@ def asked_attributes(
         processor: Its processor.
         pictures: See `Pictures`.
         prompts: What each was to show; the place is asked for by the shape in it.
-        pointing: The model can point; ask it for the place too.
+        pointing: The model can point; ask it for the place too. `None`: find that out; where no answer at
+            all points, there is no place.
         batch_size: Questions at a time.
 
     Returns:
@@ -119,19 +120,22 @@ def asked_attributes(
     """
     images = _as_images(pictures)
     _check_counts(len(images), len(prompts))
-    questions = [COLOUR_QUESTION, SHAPE_QUESTION] + [PLACE_QUESTION] * pointing
+    placed = pointing is not False
+    questions = [COLOUR_QUESTION, SHAPE_QUESTION] + [PLACE_QUESTION] * placed
     rows = [
         {"image": image, "question": question.format(shape=prompt.shape)}
         for image, prompt in zip(images, prompts, strict=True)
         for question in questions
     ]
-    longest = 64 if pointing else 16  # tokens
+    longest = 64 if placed else 16  # tokens
     said = iter(generate_answers(model, processor, rows, batch_size, longest, progress=False))
-    found = []
+    found: list[dict[str, str | None]] = []
     for image in images:
         answers = {"colour": normalise_answer(next(said)), "shape": normalise_answer(next(said))}
-        found.append(answers | ({"place": place_of_answer(next(said), image)} if pointing else {}))
-    return found
+        found.append(answers | ({"place": place_of_answer(next(said), image)} if placed else {}))
+    if pointing is None and not any(answers["place"] for answers in found):
+        found = [{"colour": answers["colour"], "shape": answers["shape"]} for answers in found]
+    return [*found]
 
 
 def attribute_accuracy(prompts: Sequence[ShapePrompt], found: Sequence[Attributes]) -> dict[str, Any]:
