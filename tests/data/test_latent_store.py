@@ -6,6 +6,7 @@ import torch
 from data.test_image_codes import some_rows
 from diffusers import AutoencoderKL
 from generators.codes_tiny import own_vq, words
+from generators.diffusion_tiny import unet
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -13,9 +14,11 @@ from hf_mm import (
     LatentCollator,
     LatentRows,
     LatentStore,
+    PixelRows,
     TextStateStore,
     extract_latents,
     extract_text_states,
+    load_autoencoder,
     picture_views,
 )
 from hf_mm.generators.diffusion.scaled_latents import latents_of_pictures
@@ -169,12 +172,24 @@ def test_what_other_models_made_is_refused(store, states):
         ({"shard_size": 0}, "`shard_size`=0 and `batch_size`=64 must be at least 1"),
         ({"views": []}, "`views` is empty"),
         ({"rows": some_rows()[:0]}, "`rows` has no pictures"),
+        (
+            {"rows": PixelRows(some_rows().pixels[:, :1].expand(-1, 2, -1, -1))},
+            r"have 2 channels, AutoencoderKL takes \d; train",
+        ),
     ],
 )
 def test_a_store_of_something_else_is_refused(store, changes, message):
     options = {"rows": some_rows(), "views": picture_views(flip=True)} | QUIET | changes
     with pytest.raises(ValueError, match=message):
         extract_latents(vae(), folder=store, **options)
+
+
+def test_an_autoencoder_is_found_in_its_folder_and_another_model_is_named(tmp_path):
+    vae().save_pretrained(tmp_path / "vae")
+    assert load_autoencoder(tmp_path / "vae").config.latent_channels == vae().config.latent_channels
+    unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match="unet' is UNet2DModel, which encodes no pictures"):
+        load_autoencoder(tmp_path / "unet")
 
 
 def test_texts_that_are_not_there_are_named(states):

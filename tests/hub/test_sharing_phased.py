@@ -13,6 +13,9 @@ options |= dict(disable_tqdm=True, report_to="none", push_to_hub=True, learning_
 args = TrainingArguments("run", hub_model_id="me/{name}", hub_strategy="{strategy}", **options)
 card = GeneratorCard("{name}", "Small.", "me/noise")
 run = PhasedTrainer(objective, args, rows, ema_decay=0.5, preview_steps=2, preview_count=4, card=card)
+from pathlib import Path
+Path("run/latents").mkdir(parents=True)
+Path("run/latents/latents-0.npy").write_bytes(b"0")
 run.train()
 """
 FINISH = """
@@ -39,7 +42,7 @@ def test_the_pipeline_is_pushed_with_card_and_samples_and_no_checkpoints(hub, pi
         "trainer_state.json",
     }
     assert {*expected, "model_index.json", "pipeline.py", "vae/config.json"} <= set(files)
-    assert not [path for path in files if path.startswith(("checkpoint", "_"))]
+    assert not [path for path in files if path.startswith(("checkpoint", "latents", "_"))]
     assert files["samples.png"] == files["previews/step-4.png"]
     card = ModelCard(files["README.md"].decode())
     assert card.data.eval_results[0].metric_value == 12.5

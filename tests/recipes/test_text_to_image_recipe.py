@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from generators.diffusion_tiny import clip_text, kl_autoencoder, text_unet, words
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -83,6 +84,11 @@ def test_from_nothing_in_pixels_by_texts(tmp_path, places):
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     assert isinstance(pipe, ImageDiffusionPipeline)
     assert pipe.prediction_type == "flow_sample"
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "text-to-image"
+    assert "MMDiTModel in pixels, trained from nothing on 4 pictures of data with 16 px" in card.text
+    assert "image = pipeline('a red apple', num_inference_steps=2, guidance_scale=3.0).images[0]" in card.text
+    assert all(f"({name}.png)" in card.text for name in ("samples", "grid", "neighbours"))
     drawn = pipe("a green apple", seed=0, num_inference_steps=2).images[0]
     assert drawn.size == (16, 16)
 
@@ -116,6 +122,11 @@ def test_adapters_of_unet_and_text_encoder_alone_are_trained_and_load_into_stabl
     ups = [weight for name, weight in weights.items() if "up.weight" in name or "lora_B" in name]
     assert all(weight.any() for weight in ups), "nothing was learnt"
     assert not (tmp_path / "model_index.json").exists()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.pipeline_tag, card.data.license) == ("text-to-image", "other")
+    assert {"hf-mm", "lora"} == set(card.data.tags)
+    assert f'from_pretrained("{places / "published"}")\npipeline.load_lora_weights("' in card.text
+    assert "custom_pipeline" not in card.text
     plain = StableDiffusionPipeline.from_pretrained(places / "published")
     plain.load_lora_weights(tmp_path)
     assert plain.get_list_adapters() == {"unet": ["default_0"], "text_encoder": ["default_0"]}
@@ -158,6 +169,9 @@ def test_the_example_trains_and_draws(tmp_path, places):
     [
         ({"denoiser": "vit"}, r"`denoiser`='vit' is none of dit, unet"),
         ({"lora_rank": 4}, r"`lora_rank`=4 needs `pretrained` to go on from"),
+        ({"rows": 0}, r"`rows`=0 must be above 0, `lora_rank`=0 0 or more"),
+        ({"dataset": "digits", "vlm": "judge"}, r"`vlm`='judge' judges what is drawn of easy-vqa only"),
+        ({"class_prompt": "a dog"}, r"`class_prompt`='a dog' needs `subject`, of whose class it is"),
         ({"pretrained": "sd", "vae": "v"}, r"`pretrained`='sd' brings its autoencoder"),
         (
             {"pretrained": "sd", "subject": "dog"},

@@ -56,7 +56,7 @@ def test_a_copied_picture_stands_beside_itself(pipeline, by_net):
     page = unseen_prompt_page(pipeline, prompts, train, net, features, k=1, **call)
     distances = nearest_neighbours(net(copies).features, features).distances if net else torch.zeros(2, 1)
     words = [["copied"], ["copied too"]]
-    expected = neighbour_grid(copies, copies[:, None], distances, labels=prompts, texts=words)
+    expected = neighbour_grid(copies, copies[:, None], distances, labels=prompts, texts=words, least_px=112)
     assert np.array_equal(page, expected)
 
 

@@ -24,7 +24,7 @@ from .image_codes import View, seen_pictures
 from .pixel_rows import PixelRows
 from .shard_folder import DTYPES, ShardFolder, check_shard_options, model_fingerprint, pixels_fingerprint
 
-__all__ = ["LatentStore", "extract_latents"]
+__all__ = ["LatentStore", "extract_latents", "load_autoencoder"]
 
 
 class LatentStore:
@@ -65,6 +65,24 @@ class LatentStore:
         return torch.from_numpy(self._shards[shard][row].astype(np.float32))
 
 
+def load_autoencoder(place: str | Path) -> Any:
+    """An autoencoder for its latents, alone or out of a pipeline.
+
+    Args:
+        place: Folder or Hub id of the autoencoder, or folder of a pipeline that has one.
+
+    Raises:
+        ValueError: There is another kind of model.
+    """
+    from diffusers import AutoModel
+
+    options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
+    vae: Any = AutoModel.from_pretrained(str(place), **options)
+    if not hasattr(vae, "encode"):
+        raise ValueError(f"{str(place)!r} is {type(vae).__name__}, which encodes no pictures.")
+    return vae.eval()
+
+
 def extract_latents(
     vae: Any,
     rows: PixelRows,
@@ -97,6 +115,11 @@ def extract_latents(
     check_shard_options(dtype, shard_size, batch_size)
     if not len(rows):
         raise ValueError("`rows` has no pictures; there is nothing to encode.")
+    if rows.channels != vae.config.in_channels:
+        raise ValueError(
+            f"The pictures have {rows.channels} channels, {type(vae).__name__} takes "
+            f"{vae.config.in_channels}; train one on such pictures."
+        )
     if not views:
         raise ValueError("`views` is empty; give at least (False, 0, 0), the picture as it is.")
     shards = _shards_of(folder)

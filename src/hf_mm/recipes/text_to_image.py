@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoModel, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from transformers import AutoModel as AutoTextModel
 from transformers import (
     AutoProcessor,
@@ -45,7 +45,6 @@ from transformers import (
 
 from hf_mm import (
     DiffusionObjective,
-    GeneratorCard,
     ImageDiffusionPipeline,
     LatentCollator,
     LatentRows,
@@ -68,13 +67,15 @@ from hf_mm import (
     extract_latents,
     extract_text_states,
     generation_rows,
-    nearest_neighbours,
-    neighbour_grid,
+    load_autoencoder,
     picture_folder,
     picture_views,
     sample_grid,
     shape_prompts,
+    text_to_image_card,
     train_caption_tokenizer,
+    unseen_prompt_page,
+    with_drawn_pages,
     write_results,
 )
 
@@ -128,8 +129,6 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 32,
     "learning_rate": 1e-3,
     "adam_beta2": 0.99,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
     "warmup_steps": 0.02,  # below 1: the share of all steps
     "lr_scheduler_type": "cosine",
     "logging_steps": 50,
@@ -160,8 +159,7 @@ MOVES_PX = {"openmoji": 2}  # few pictures; not mirrored, as texts know left fro
 CONDITION_DROPOUT = 0.1
 EMA_DECAY = 0.998
 PRIOR_PICTURES = 100
-STEPS = 30  # of drawing
-AT_ONCE = 72  # pictures that are drawn together
+STEPS, AT_ONCE = 30, 72  # of drawing; pictures that are drawn together
 PREVIEWS = 8  # of a run
 COLUMNS, NEIGHBOURS, SHOWN_PROMPTS = 8, 4, 12  # of the pages
 PROMPTS = ("red apple", "green apple", "red heart", "blue heart")
@@ -176,6 +174,10 @@ def check(recipe: Recipe, args: TrainingArguments) -> None:
     """
     if recipe.denoiser not in ("dit", "unet"):
         raise ValueError(f"`denoiser`={recipe.denoiser!r} is none of dit, unet.")
+    if (recipe.rows is not None and recipe.rows < 1) or recipe.lora_rank < 0:
+        raise ValueError(f"`rows`={recipe.rows} must be above 0, `lora_rank`={recipe.lora_rank} 0 or more.")
+    if recipe.vlm and (recipe.dataset != "easy-vqa" or recipe.subject):
+        raise ValueError(f"`vlm`={recipe.vlm!r} judges what is drawn of easy-vqa only; leave it out.")
     if recipe.pretrained is None:
         for name in [name for name in ("lora_rank", "subject") if getattr(recipe, name)]:
             raise ValueError(f"`{name}`={getattr(recipe, name)!r} needs `pretrained` to go on from.")
@@ -187,8 +189,8 @@ def check(recipe: Recipe, args: TrainingArguments) -> None:
     pair = f"`subject`={recipe.subject!r} and `instance_prompt`={recipe.instance_prompt!r}"
     if (recipe.subject is None) != (recipe.instance_prompt is None):
         raise ValueError(f"{pair} belong together; give both or neither.")
-    if recipe.lora_rank and args.push_to_hub:
-        raise ValueError("`push_to_hub` pushes pipelines; upload the adapters by `hf upload` after training.")
+    if recipe.class_prompt is not None and recipe.subject is None:
+        raise ValueError(f"`class_prompt`={recipe.class_prompt!r} needs `subject`, of whose class it is.")
 
 
 def all_texts(rows: PixelRows) -> list[str]:
@@ -200,12 +202,6 @@ def all_texts(rows: PixelRows) -> list[str]:
     if rows.texts is None:
         raise ValueError("The pictures have no texts to learn; `hf-mm train diffusion` needs none.")
     return [text for texts in rows.texts for text in texts]
-
-
-def load_vae(place: str) -> Any:
-    """An autoencoder, alone or in a pipeline."""
-    options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
-    return AutoModel.from_pretrained(place, **options).eval()
 
 
 def text_parts(recipe: Recipe, texts: Sequence[str]) -> dict[str, Any]:
@@ -350,20 +346,24 @@ def draw(recipe: Recipe, pipe: Any, prompts: list[str], train: PixelRows, folder
     drawn = pipe(prompts, **options, num_images_per_prompt=COLUMNS, output_type="pt").images
     drawn = drawn.float().cpu() * 2 - 1
     pages = {"grid": sample_grid(drawn, COLUMNS, row_labels=prompts)}
-    found = nearest_neighbours(drawn[::COLUMNS], train.pixels, min(NEIGHBOURS, len(train)))
-    beside = train.pixels[found.indices]
-    pages["neighbours"] = neighbour_grid(drawn[::COLUMNS], beside, found.distances, labels=prompts)
+    firsts = [seed + number * COLUMNS for number in range(len(prompts))]
+    shown = {**options, "seed": firsts, "k": min(NEIGHBOURS, len(train))}
+    pages["neighbours"] = unseen_prompt_page(pipe, prompts, train, **shown)
     for name, page in pages.items():
         with atomic_write(folder / f"{name}.png") as temporary:
             page.save(temporary)
 
 
-def measure(recipe: Recipe, pipe: Any, seed: int) -> dict[str, Any]:
+def load_judge(recipe: Recipe, device: Any) -> dict[str, Any]:
+    """Who answers questions about what is drawn, if anyone; it is asked for places if it points."""
+    if recipe.vlm is None:
+        return {}
+    model = MMVLMForConditionalGeneration.from_pretrained(recipe.vlm).to(device)
+    return {"model": model, "processor": AutoProcessor.from_pretrained(recipe.vlm), "pointing": None}
+
+
+def measure(recipe: Recipe, pipe: Any, judge: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Of all 432 prompts of easy-VQA, and of as many real pictures: what they show, by each judge."""
-    judge: dict[str, Any] = {}
-    if recipe.vlm is not None:
-        judge["model"] = MMVLMForConditionalGeneration.from_pretrained(recipe.vlm).to(pipe.device)
-        judge["processor"] = AutoProcessor.from_pretrained(recipe.vlm)
     prompts = shape_prompts()[: recipe.rows]
     texts = [prompt.text for prompt in prompts]
     drawn = pipe(texts, **drawing(recipe), seed=seed).images
@@ -374,28 +374,31 @@ def measure(recipe: Recipe, pipe: Any, seed: int) -> dict[str, Any]:
     }
 
 
-def save(recipe: Recipe, trainer: PhasedTrainer, metrics: dict[str, float], folder: Path) -> None:
-    """The adapters, or the pipeline, of a UNet also as plain Stable Diffusion."""
+def save(trainer: PhasedTrainer, results: Mapping[str, Any], folder: Path) -> None:
+    """The adapters, or the pipeline, of a UNet also as plain Stable Diffusion, with all that was found."""
     objective: Any = trainer.objective
-    if recipe.lora_rank:
-        objective.pipeline().save_lora_weights(folder)
-        return
+    if isinstance(objective.denoiser, UNet2DConditionModel) and not results["lora_rank"]:
+        try:
+            with trainer.averages_applied():
+                objective.pipeline().to_pipeline().save_pretrained(folder / "plain")
+        except ValueError as error:  # such as no autoencoder, or one of codes
+            print(f"Not written as plain Stable Diffusion: {error}")
+    write_results(folder / "results.json", results)
+    trainer.card, metrics = with_drawn_pages(trainer.card, results.get("attributes"))
     trainer.save_model(metrics=metrics)
-    if isinstance(objective.denoiser, UNet2DConditionModel) and objective.vae is not None:
-        with trainer.averages_applied():
-            objective.pipeline().to_pipeline().save_pretrained(folder / "plain")
 
 
 def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Train, draw, measure, save; returns the results."""
     check(recipe, args)
     set_seed(args.seed)
+    judge = load_judge(recipe, args.device)  # before hours of training
     folder = Path(str(args.output_dir))
     if recipe.pretrained is not None:
         parts = published_parts(recipe)
         train = load_rows(recipe, parts["vae"], parts["denoiser"])
     else:
-        vae = None if recipe.vae is None else load_vae(recipe.vae)
+        vae = None if recipe.vae is None else load_autoencoder(recipe.vae)
         train = load_rows(recipe, vae)
         parts = new_parts(recipe, train, vae)
     prompts = shown_prompts(recipe, train)
@@ -403,8 +406,8 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     objective = DiffusionObjective(**parts, **shown).to(args.device)
     rows, collator = training_data(recipe, args, objective, train, folder)
     decay = EMA_DECAY if recipe.pretrained is None else None
-    source = recipe.subject or recipe.dataset
-    card = GeneratorCard(folder.name, f"Text to image, of {source}.", source)
+    about = (folder.resolve().name, recipe.subject or recipe.dataset, drawing(recipe))
+    card = text_to_image_card(objective, train, *about, recipe.pretrained, recipe.lora_rank)
     trainer = PhasedTrainer(objective, args, rows, collator, ema_decay=decay, preview_count=16, card=card)
     trainer.preview_steps = max(trainer.max_steps // PREVIEWS, 1)
     trained = trainer.train()
@@ -414,17 +417,14 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     results |= {"steps": trainer.state.global_step, "train_seconds": trained["train_runtime"]}
     results["images_per_second"] = trained["train_images_per_second"]
     results["weights"] = sum(weight.numel() for weight in objective.phase_parameters("denoiser"))
-    metrics: dict[str, float] = {}
     with trainer.averages_applied():
         pipe = objective.pipeline()
         pipe.set_progress_bar_config(disable=True)
         draw(recipe, pipe, prompts, train, folder, args.seed)
         if recipe.dataset == "easy-vqa" and recipe.subject is None:
-            results["attributes"] = measure(recipe, pipe, args.seed)
-            metrics = results["attributes"]["drawn"]["pixels"]["accuracy"]
-    save(recipe, trainer, metrics, folder)
+            results["attributes"] = measure(recipe, pipe, judge, args.seed)
     results["environment"] = environment()
-    write_results(folder / "results.json", results)
+    save(trainer, results, folder)
     return results
 
 

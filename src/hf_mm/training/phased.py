@@ -41,7 +41,7 @@ from .phased_meter import RunningMeans, TrainingClock
 from .phased_phases import Phase, build_phases, phases_state, restore_phases, share_weights
 from .phased_previews import preview_file, write_preview
 from .phased_progress import LossBar
-from .phased_publishing import push_folder
+from .phased_publishing import push_folder, save_pipeline
 from .phased_state import (
     read_checkpoint,
     remove_unfinished,
@@ -187,7 +187,7 @@ class PhasedTrainer:
                 weight.requires_grad_(requires_grad)
 
     def save_model(self, folder: str | Path | None = None, metrics: Mapping[str, Any] | None = None) -> None:
-        """Save the pipeline with the averaged weights, and a model card with samples; push it when asked.
+        """Save the pipeline, or its adapters, with averaged weights, and a card with samples; push if asked.
 
         Args:
             folder: By default `output_dir`; what lies there is pushed when `args.push_to_hub`.
@@ -197,7 +197,7 @@ class PhasedTrainer:
         self.metrics |= dict(metrics or {})
         if self.accelerator.is_main_process:
             with self.averages_applied():
-                self.objective.pipeline().save_pretrained(str(folder))
+                save_pipeline(self.objective.pipeline(), folder)
             last = {**self._last_means(), "ema_decay": self.ema_decay}
             self.card.write(folder, self.args, self.metrics, last, self._previewed)
             if self.args.push_to_hub and folder == self.folder:

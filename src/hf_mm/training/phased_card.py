@@ -20,15 +20,9 @@ TEXT = """# {{ name }}
 ## Use
 
 ```python
-import hf_mm
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{{ repository }}")
+{{ use }}
 ```
-
-Without hf_mm installed: `DiffusionPipeline.from_pretrained("{{ repository }}", custom_pipeline="pipeline",
-trust_remote_code=True)`.
-
+{{ without }}
 {{ results }}
 ## Training
 
@@ -36,7 +30,20 @@ trust_remote_code=True)`.
 
 {{ environment }}
 """
+USE = """import hf_mm
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{repository}")"""
+WITHOUT = """
+Without hf_mm installed: `DiffusionPipeline.from_pretrained("{repository}", custom_pipeline="pipeline",
+trust_remote_code=True)`.
+"""
+USE_ADAPTERS = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{repository}")"""
 SAMPLES = "samples.png"
+TASK = "unconditional-image-generation"
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ class GeneratorCard:
         split: Of that data.
         license: Of the weights.
         tags: Beside those of every generator.
+        task: Of the Hub, such as "text-to-image".
+        base: Folder or Hub id of the model that adapters are for; `None` where a whole pipeline is saved.
+        call: Lines of Python that draw with `pipeline`; empty for none.
         metadata: Further fields of `ModelCardData`.
     """
 
@@ -59,6 +69,9 @@ class GeneratorCard:
     split: str = "test"
     license: str = "apache-2.0"
     tags: Sequence[str] = ()
+    task: str = TASK
+    base: str | None = None
+    call: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def write(
@@ -82,7 +95,10 @@ class GeneratorCard:
             with atomic_write(folder / SAMPLES) as temporary:
                 temporary.write_bytes(samples.read_bytes())
         measured = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        results = eval_results(measured, self.dataset, self.split, "unconditional-image-generation")
+        results = eval_results(measured, self.dataset, self.split, self.task)
+        repository = args.hub_model_id or self.name
+        averaged = " of the averaged weights" if training.get("ema_decay") else ""
+        use = (USE_ADAPTERS if self.base else USE).format(repository=repository, base=self.base)
         card = model_card(
             TEXT,
             self.name,
@@ -90,15 +106,16 @@ class GeneratorCard:
             {
                 "name": self.name,
                 "description": self.description,
-                "samples": f"![Samples of the averaged weights]({SAMPLES})\n" if samples else "",
-                "repository": args.hub_model_id or self.name,
+                "samples": f"![Samples{averaged}]({SAMPLES})\n" if samples else "",
+                "use": "\n".join(filter(None, [use, self.call])),
+                "without": "" if self.base else WITHOUT.format(repository=repository),
                 "results": self._results(metrics),
                 "training": _table({**training, **_settings(args)}),
                 "environment": ", ".join(f"{name} {value}" for name, value in environment().items()),
             },
             license=self.license,
             library_name="diffusers",
-            pipeline_tag="unconditional-image-generation",
+            pipeline_tag=self.task,
             tags=["hf-mm", *self.tags],
             **self.metadata,
         )

@@ -1,17 +1,28 @@
-"""What of a phased run goes to the Hub: all but its checkpoints."""
+"""What of a phased run goes to the Hub: all but its checkpoints and caches."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import TrainingArguments
 
 from ..hub.saving import UNFINISHED
 
-__all__ = ["push_folder"]
+__all__ = ["push_folder", "save_pipeline"]
+
+MADE_OF_DATA = ("codes", "latents", "text_states", "class")  # folders of what a run can make again
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """Write a pipeline; of one with adapters these alone, as what they stand on is published already."""
+    if getattr(pipeline, "get_list_adapters", dict)():
+        pipeline.save_lora_weights(folder)
+    else:
+        pipeline.save_pretrained(str(folder))
 
 
 def push_folder(folder: Path, args: TrainingArguments, step: int) -> None:
-    """Upload a folder without its checkpoints.
+    """Upload a folder without its checkpoints and without what was made of the data on the way.
 
     Args:
         folder: `output_dir` of the run; gives the repository its name where `args` has none.
@@ -26,5 +37,5 @@ def push_folder(folder: Path, args: TrainingArguments, step: int) -> None:
         folder_path=folder,
         revision=args.hub_revision,
         commit_message=f"Weights after step {step}",
-        ignore_patterns=["checkpoint-*", f"{UNFINISHED}*"],
+        ignore_patterns=["checkpoint-*", f"{UNFINISHED}*", *(f"{name}/*" for name in MADE_OF_DATA)],
     )

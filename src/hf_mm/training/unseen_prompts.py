@@ -21,6 +21,8 @@ from ..visualization.sample_grids import neighbour_grid
 
 __all__ = ["unseen_prompt_page", "unseen_prompts"]
 
+NAMED_PX = 112  # of a picture at least, so that there is room for words below it
+
 
 def unseen_prompts(train: PixelRows, test: PixelRows, count: int, seed: int = 0) -> list[str]:
     """Texts of test pictures that no training picture has.
@@ -52,7 +54,7 @@ def unseen_prompt_page(
     net: FeatureNet | None = None,
     train_features: Tensor | None = None,
     k: int = 5,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     **call: Any,
 ) -> Image.Image:
     """Draw prompts, one picture of each, and lay the nearest training pictures beside them.
@@ -66,7 +68,7 @@ def unseen_prompt_page(
         net: In whose features pictures are near; `None`: by pixels.
         train_features: (P, D) of `net`, where they are known already.
         k: Neighbours.
-        seed: Of the first picture; the next ones count on.
+        seed: Of the first picture, the next ones count on; or one for each.
         **call: What else the pipeline is called with, such as `guidance_scale`.
 
     Raises:
@@ -91,4 +93,6 @@ def unseen_prompt_page(
     if train.texts is not None:
         texts = [[train.texts[place][0] for place in row] for row in found.indices.tolist()]
     beside = train.pixels[found.indices]  # (N, k, C, H, W)
-    return neighbour_grid(samples, beside, found.distances, labels=list(prompts), texts=texts)
+    return neighbour_grid(
+        samples, beside, found.distances, labels=list(prompts), texts=texts, least_px=NAMED_PX
+    )
