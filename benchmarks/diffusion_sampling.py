@@ -139,8 +139,9 @@ def classes(steps: int, count: int) -> tuple[Draw, Draw]:
     for block in model.transformer_blocks[1:]:  # as in published checkpoints
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     options = {"class_labels": list(range(count)), "num_inference_steps": steps, "guidance_scale": 4.0}
-    theirs = quiet(DiTPipeline(model, vae, DDIMScheduler()))
-    own = quiet(ImageDiffusionPipeline(from_dit_transformer(model), DDIMScheduler(), vae=vae))
+    theirs = quiet(DiTPipeline(model, vae, DDIMScheduler(clip_sample=False)))
+    scheduler = DDIMScheduler(clip_sample=False)
+    own = quiet(ImageDiffusionPipeline(from_dit_transformer(model), scheduler, vae=vae))
     return (
         lambda: theirs(**options, generator=chance(), output_type="pt").images,
         lambda: own(**options, generator=chance(), output_type="pt").images,

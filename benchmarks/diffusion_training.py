@@ -267,7 +267,8 @@ def caches(work: str, args: argparse.Namespace, folder: Path) -> dict[str, Step]
     tokenizer = train_bert_tokenizer(captions)
     tokenizer.model_max_length = TOKENS
     parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
-    objective = DiffusionObjective(denoiser, DDPMScheduler(beta_schedule="scaled_linear"), **parts)
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    objective = DiffusionObjective(denoiser, scheduler, **parts)
     latents = extract_latents(vae, rows, folder / "latents", progress=False)
     full_length = isinstance(denoiser, UNet2DConditionModel)
     states = extract_text_states(

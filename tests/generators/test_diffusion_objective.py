@@ -26,7 +26,7 @@ TEXTS = ("a red apple", "a green pear", "pear")
 
 
 def noise_schedule(kind="epsilon", **changes):
-    return DDPMScheduler(prediction_type=kind, **changes)
+    return DDPMScheduler(**{"prediction_type": kind, "clip_sample": False} | changes)
 
 
 def batch(rows=4, channels=1):

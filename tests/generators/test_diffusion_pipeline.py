@@ -35,7 +35,7 @@ def classes(scheduler=None, **changes) -> ImageDiffusionPipeline:
 def texts(**changes) -> ImageDiffusionPipeline:
     """Latents, with prompts."""
     parts = {"vae": kl_autoencoder(channels=3), "text_encoder": clip_text(), "tokenizer": words()}
-    return quiet(text_unet(), DDIMScheduler(), **parts | changes)
+    return quiet(text_unet(), DDIMScheduler(clip_sample=False), **parts | changes)
 
 
 def dit_texts(**changes) -> ImageDiffusionPipeline:
@@ -236,6 +236,40 @@ def test_pictures_to_begin_at_come_in_any_form():
     assert_close(made[0], made[2], rtol=0, atol=0)
 
 
+def test_each_class_begins_at_its_own_picture_however_many_are_drawn_of_it():
+    pipe, image = classes(), torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    options = {"class_labels": [0, 1], "image": image, "num_images_per_prompt": 2, "guidance_scale": 1.0}
+    for chance in ({"seed": 0}, {"generator": torch.Generator().manual_seed(0)}):
+        found = drawn(pipe, **options, **chance, strength=0.02, num_inference_steps=50)
+        assert (found.flatten(1).mean(1).round() == torch.tensor([0, 0, 1, 1])).all()
+    mask = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    found = drawn(pipe, **options, mask_image=mask, seed=0, strength=1.0)
+    assert [torch.equal(one, image[n // 2]) for n, one in enumerate(found)] == [True, True, False, False]
+
+
+def test_an_autoencoder_may_be_wider_than_the_denoiser():
+    """As where float16 overflows in it."""
+    pipe = texts(vae=kl_autoencoder(channels=3))
+    pipe.denoiser.to(torch.bfloat16)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert pipe.encode(image).dtype == torch.bfloat16
+    noise = pipe.invert(image, "pear", num_inference_steps=2)
+    assert drawn(pipe, prompt="pear", latents=noise, image=image).isfinite().all()
+
+
+def test_a_picture_of_a_prompt_does_not_depend_on_longer_ones_beside_it():
+    pipe = dit_texts()
+    options = {"class_labels": 1, "seed": 3}
+    alone = drawn(pipe, prompt="pear", **options)
+    together = drawn(pipe, prompt=["pear", "a red green apple"], **options)
+    assert_close(together[:1], alone, rtol=0, atol=1e-4)
+    assert not torch.allclose(together[1:], alone, atol=1e-2)
+    options["negative_prompt"] = "a red"
+    alone = drawn(pipe, prompt="pear", **options)
+    together = drawn(pipe, prompt=["pear", "a red green apple"], **options)
+    assert_close(together[:1], alone, rtol=0, atol=1e-4)
+
+
 def test_a_flow_begins_at_a_picture_on_the_straight_line():
     """One step from halfway: x - v / 2 with x = (picture + noise) / 2."""
     pipe = quiet(dit(), FlowEuler(), prediction_type="flow_velocity")
@@ -250,7 +284,7 @@ def test_a_flow_begins_at_a_picture_on_the_straight_line():
 def test_latents_with_a_shift_or_a_codebook_are_scaled_back():
     vae = kl_autoencoder(shift_factor=0.3)
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    pipe = quiet(unet(channels=4), DDIMScheduler(), vae=vae)
+    pipe = quiet(unet(channels=4), DDIMScheduler(clip_sample=False), vae=vae)
     assert_close(pipe.decode(latents, "pt"), (vae.decode(latents / 0.7 + 0.3).sample / 2 + 0.5).clamp(0, 1))
     codes = MMVQAutoencoder(
         in_channels=1,
@@ -262,7 +296,7 @@ def test_latents_with_a_shift_or_a_codebook_are_scaled_back():
         vq_embed_dim=4,
         scaling_factor=2.0,
     ).eval()
-    pipe = quiet(unet(channels=4), DDIMScheduler(), vae=codes)
+    pipe = quiet(unet(channels=4), DDIMScheduler(clip_sample=False), vae=codes)
     assert_close(pipe.decode(latents, "pt"), (codes.decode(latents / 2).sample / 2 + 0.5).clamp(0, 1))
     image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     assert_close(pipe.encode(image), codes.encode(image * 2 - 1).latents * 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -168,6 +169,7 @@ def obey(error: pytest.ExceptionInfo, pipe: ImageDiffusionPipeline) -> None:
         ("flow_sample", UniPCMultistepScheduler(use_flow_sigmas=True), "expects epsilon along a flow"),
         ("flow_velocity", DDIMScheduler(), "DDIMScheduler expects epsilon"),
         ("mean_flow", UniPCMultistepScheduler(**FLOW_SIGMAS), "expects flow_prediction of one time"),
+        ("sample", DDIMInverseScheduler(prediction_type="sample"), "from pictures to noise, and so draws"),
         ("epsilon", DDPMScheduler(variance_type="learned_range"), "learned variance.*'learned_range'"),
     ],
 )
@@ -198,7 +200,7 @@ def classes(**changes) -> ImageDiffusionPipeline:
 
 def texts(**changes) -> ImageDiffusionPipeline:
     parts = {"vae": kl_autoencoder(channels=3), "text_encoder": clip_text(), "tokenizer": words()}
-    return quiet(text_unet(), DDIMScheduler(), **parts | changes)
+    return quiet(text_unet(), DDIMScheduler(clip_sample=False), **parts | changes)
 
 
 def grey(width: int, height: int, mode: str = "L") -> Image.Image:
@@ -313,9 +315,14 @@ def test_shifts_that_cannot_be_applied_once_are_refused():
             r"must number the classes 0 to 2, got \['1', '2', '3'\]",
         ),
         (
-            (unet(), DDIMScheduler()),
+            (unet(), DDIMScheduler(clip_sample=False)),
             {"vae": kl_autoencoder()},
             "UNet2DModel reads 1 channels .* the latents of AutoencoderKL have 4",
+        ),
+        (
+            (unet(channels=4), DDPMScheduler()),
+            {"vae": kl_autoencoder()},
+            "DDPMScheduler has `clip_sample`, which cuts off at -1 and 1 .* clip_sample=False",
         ),
         (
             (unet(), DDIMScheduler()),
@@ -359,6 +366,31 @@ def test_too_little_memory_is_answered_by_the_switches_that_help(error):
     for advice in ("`chunk_size=3`", "enable_attention_slicing()", "enable_vae_slicing()", "bfloat16"):
         assert advice in said
     assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae", "denoiser"])
+def test_advice_comes_wherever_memory_runs_out(part):
+    pipe, image = texts(), torch.rand(3, 3, 16, 16)
+
+    def fail(module: nn.Module, inputs: tuple, options: dict) -> None:
+        raise RuntimeError("MPS backend out of memory")
+
+    place = pipe.vae.encoder if part == "vae" else getattr(pipe, part)
+    place.register_forward_pre_hook(fail, with_kwargs=True)
+    calls = [lambda: pipe(prompt="a", image=image, num_images_per_prompt=3)]
+    if part != "text_encoder":
+        pipe.text_encoder = clip_text()
+        calls.append(lambda: pipe.invert(image, "a"))
+    for call in calls:
+        with pytest.raises(torch.OutOfMemoryError, match=r"draw smaller pictures \(`height` and `width`"):
+            call()
+
+
+def test_an_autoencoder_that_overflows_is_named():
+    pipe = texts()
+    pipe.vae.decoder.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"AutoencoderKL decodes .*`pipe.vae.to\(torch.float32\)"):
+        pipe(prompt="a", num_inference_steps=1)
 
 
 def test_other_errors_pass_as_they_are():

@@ -102,8 +102,8 @@ def shifted():
             r"cannot draw by FlowMatchEuler.*UniPCMultistepScheduler\(use_flow_sigmas=True",
         ),
         (
-            lambda: {"scheduler": DDIMScheduler()},
-            r"DDIMScheduler has \{'steps_offset': 0, 'clip_sample': True\}.*steps_offset=1, clip_sample=F",
+            lambda: {"scheduler": DDIMScheduler(clip_sample=False)},
+            r"DDIMScheduler has \{'steps_offset': 0\}; .*from_config\(.*config, steps_offset=1\)",
         ),
         (
             lambda: {

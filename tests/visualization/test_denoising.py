@@ -17,9 +17,8 @@ def pipeline(scheduler=None, latent=False, prediction_type="epsilon"):
         channels=4 if latent else 1, num_class_embeds=4, sample_size=4 if latent else 8
     )
     names = diffusion_tiny.NAMES
-    pipe = ImageDiffusionPipeline(
-        denoiser, scheduler or DDIMScheduler(), vae, prediction_type=prediction_type, id2label=names
-    )
+    scheduler = scheduler or DDIMScheduler(clip_sample=not latent)
+    pipe = ImageDiffusionPipeline(denoiser, scheduler, vae, prediction_type=prediction_type, id2label=names)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

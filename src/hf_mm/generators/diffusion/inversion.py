@@ -21,6 +21,7 @@ from ...objectives.noising import convert_prediction
 from .asked_conditions import Prompts, asked_guidance
 from .denoising_call import denoise
 from .guidance import DenoisingCondition, Guidance
+from .memory_switches import memory_watch
 from .scheduler_fit import check_scheduler, is_flow, set_steps
 
 __all__ = ["InversionMixin", "StepBack"]
@@ -88,13 +89,13 @@ class InversionMixin:
                 f"1, and `repeats`={repeats} at least 0."
             )
         way = _way_back(pipe, num_inference_steps)
-        latents = pipe.encode(image)
-        guidance = _guidance_of(
-            pipe, len(latents), (prompt, negative_prompt, class_labels), guidance_scale, guidance_interval
-        )
+        with memory_watch(pipe, chunk_size):
+            latents = pipe.encode(image)
+        asked = (prompt, negative_prompt, class_labels)
+        guidance = _guidance_of(pipe, len(latents), asked, guidance_scale, guidance_interval)
         size = chunk_size or len(latents)
         chunks = [slice(first, first + size) for first in range(0, len(latents), size)]
-        with pipe.progress_bar(total=len(way) * len(chunks)) as bar:
+        with memory_watch(pipe, size), pipe.progress_bar(total=len(way) * len(chunks)) as bar:
             noise = [
                 _walk_back(pipe, latents[rows], guidance.rows(rows), way, repeats, bar) for rows in chunks
             ]
@@ -180,7 +181,7 @@ def _way_back(pipe: Any, count: int) -> list[StepBack]:
         ValueError: They cannot be undone.
     """
     scheduler = pipe.scheduler
-    check_scheduler(scheduler, pipe.prediction_type)
+    check_scheduler(scheduler, pipe.prediction_type, pipe.vae is not None)
     name, config = type(scheduler).__name__, scheduler.config
     wanted = "FlowMatchEulerDiscreteScheduler" if is_flow(scheduler) else "DDIMScheduler"
     options = ["stochastic_sampling"] if is_flow(scheduler) else ["clip_sample", "thresholding"]

@@ -1,11 +1,13 @@
 """diffusers' switches for less memory, and what to switch when there was too little."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["MemorySwitches", "is_out_of_memory", "memory_advice"]
+__all__ = ["MemorySwitches", "memory_watch"]
 
 
 class MemorySwitches:
@@ -60,18 +62,29 @@ class MemorySwitches:
         getattr(self.vae, name)()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, that of an accelerator or that of the machine."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def memory_advice(pipe: Any, together: int) -> str:
-    """What to switch when pictures did not fit.
+@contextmanager
+def memory_watch(pipe: Any, together: int | None) -> Generator[None]:
+    """Within it, an error of memory that ran out says what to switch.
 
     Args:
         pipe: An `ImageDiffusionPipeline`.
-        together: How many pictures were drawn at a time.
+        together: How many pictures are drawn at a time; `None` where that is not known yet.
+
+    Raises:
+        torch.OutOfMemoryError: Memory ran out, that of an accelerator or that of the machine.
     """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Allocators that have no class of errors say it: that of the CPU, Metal, cuBLAS.
+        says = any(words in str(error).lower() for words in ("can't allocate memory", "out of memory"))
+        if not says and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise torch.OutOfMemoryError(_memory_advice(pipe, together or 1)) from error
+
+
+def _memory_advice(pipe: Any, together: int) -> str:
+    """What to switch when pictures did not fit."""
     advice = []
     if together > 1:
         advice.append(f"pass `chunk_size={together // 2}` to the call")
@@ -83,6 +96,7 @@ def memory_advice(pipe: Any, together: int) -> str:
         advice.append("call `pipe.enable_model_cpu_offload()` instead of `pipe.to(...)`")
     if pipe.denoiser.dtype == torch.float32:
         advice.append("load with `torch_dtype=torch.bfloat16`")
+    advice.append("draw smaller pictures (`height` and `width`, or a smaller `image`)")
     return (
         f"Memory ran out while drawing {together} pictures at a time on {pipe._execution_device}; "
         f"one after the other, until it fits: {'; '.join(advice)}."

@@ -28,7 +28,7 @@ from .guidance import Guidance
 from .image_inputs import downscale_of, latent_size, read_pictures
 from .inversion import InversionMixin
 from .lora_loading import DiffusionLoraMixin
-from .memory_switches import MemorySwitches, is_out_of_memory, memory_advice
+from .memory_switches import MemorySwitches, memory_watch
 from .pipeline_parts import check_parts
 from .scaled_latents import latents_of_pictures, pictures_of_latents
 from .scheduler_fit import check_scheduler
@@ -163,11 +163,16 @@ class ImageDiffusionPipeline(
         settings = DenoisingSettings(num_inference_steps, walked, eta, *callback)
         self._check_call(settings, output_type, chunk_size)
         asked = (prompt, negative_prompt, class_labels, num_images_per_prompt)
-        guidance, count = asked_guidance(self, *asked, guidance_scale, guidance_interval)
+        with memory_watch(self, chunk_size):
+            guidance, count = asked_guidance(self, *asked, guidance_scale, guidance_interval)
         chance = picture_generators(generator, seed, count)
         begin = (image, mask_image, strength, num_inference_steps, (height, width), latents)
-        start = starting_point(self, count, *begin, chance)
-        return self._draw(start, guidance, settings, chance, chunk_size or count, output_type, return_dict)
+        chunk_size = min(chunk_size or count, count)
+        with memory_watch(self, chunk_size):
+            start = starting_point(self, count, *begin, chance)
+            drawn = self._drawn(start, guidance, settings, chance, chunk_size, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
 
     @torch.no_grad()
     def encode(self, image: Any, sample: bool = False, generator: Generators = None) -> Tensor:
@@ -183,7 +188,10 @@ class ImageDiffusionPipeline(
         """
         pixels = read_pictures(image, self.picture_channels).to(self._execution_device, self.denoiser.dtype)
         latent_size(self.denoiser, self.vae, *pixels.shape[2:])
-        return pixels if self.vae is None else latents_of_pictures(self.vae, pixels, sample, generator)
+        if self.vae is None:
+            return pixels
+        # The autoencoder may be of another dtype, such as float32 where float16 overflows.
+        return latents_of_pictures(self.vae, pixels, sample, generator).to(self.denoiser.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
@@ -194,16 +202,23 @@ class ImageDiffusionPipeline(
             output_type: See the call.
 
         Raises:
+            FloatingPointError: The autoencoder makes numbers of them that are not finite.
             ValueError: An unknown type of output.
         """
         _check_output_type(output_type)
         if output_type == "latent":
             return latents
         pixels = latents if self.vae is None else pictures_of_latents(self.vae, latents)
+        if self.vae is not None and not bool(pixels.isfinite().all()):
+            raise FloatingPointError(
+                f"The {type(self.vae).__name__} decodes to numbers that are not finite in {self.vae.dtype}; "
+                "decode in float32 (`pipe.vae.to(torch.float32)`), and if that does not help look for NaN in "
+                "its weights and in the latents."
+            )
         postprocess: Any = self.image_processor.postprocess
         return postprocess(pixels.float(), output_type=output_type)
 
-    def _draw(
+    def _drawn(
         self,
         start: DenoisingStart,
         guidance: Guidance,
@@ -211,32 +226,23 @@ class ImageDiffusionPipeline(
         chance: Any,
         chunk_size: int,
         output_type: str,
-        return_dict: bool,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> Any:
         """Walk and decode `chunk_size` pictures at a time."""
         count, images = len(start.latents), []
         self._interrupt = False
         total = (len(self.scheduler.timesteps) - start.first) * -(-count // chunk_size)
-        try:
-            with self.progress_bar(total=total) as bar:
-                for first in range(0, count, chunk_size):
-                    rows = slice(first, first + chunk_size)
-                    own = chance[rows] if isinstance(chance, list) else chance
-                    begun = (start.rows(rows), guidance.rows(rows))
-                    latents = denoised_latents(self, *begun, settings, own, bar)
-                    images.append(self.decode(latents, output_type))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            advice = memory_advice(self, min(chunk_size, count))
-            raise torch.OutOfMemoryError(advice) from error
-        self.maybe_free_model_hooks()
-        drawn = _joined(images)
-        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+        with self.progress_bar(total=total) as bar:
+            for first in range(0, count, chunk_size):
+                rows = slice(first, first + chunk_size)
+                own = chance[rows] if isinstance(chance, list) else chance
+                begun = (start.rows(rows), guidance.rows(rows))
+                latents = denoised_latents(self, *begun, settings, own, bar)
+                images.append(self.decode(latents, output_type))
+        return _joined(images)
 
     def _check_call(self, settings: DenoisingSettings, output_type: str, chunk_size: int | None) -> None:
         _check_output_type(output_type)
-        check_scheduler(self.scheduler, self.prediction_type)
+        check_scheduler(self.scheduler, self.prediction_type, self.vae is not None)
         if settings.steps < 1 or (chunk_size is not None and chunk_size < 1):
             raise ValueError(
                 f"`num_inference_steps`={settings.steps} and `chunk_size`={chunk_size} must be at least 1."

@@ -25,7 +25,7 @@ def check_parts(
     Raises:
         ValueError: Names the two parts that disagree.
     """
-    check_scheduler(scheduler, prediction_type)
+    check_scheduler(scheduler, prediction_type, vae is not None)
     class_count(denoiser, id2label)
     if sorted(map(str, id2label or {})) != sorted(map(str, range(len(id2label or {})))):
         raise ValueError(

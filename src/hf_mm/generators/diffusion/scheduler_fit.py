@@ -34,12 +34,13 @@ def is_flow(scheduler: Any) -> bool:
     return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
 
 
-def check_scheduler(scheduler: Any, prediction_type: str) -> None:
+def check_scheduler(scheduler: Any, prediction_type: str, of_latents: bool = False) -> None:
     """Refuse a scheduler that would take the denoiser's answers for something else.
 
     Args:
         scheduler: Of diffusers.
         prediction_type: What the denoiser predicts, one of `PREDICTION_TYPES`.
+        of_latents: Whether latents of an autoencoder are walked, which go beyond -1..1.
 
     Raises:
         ValueError: Says what the scheduler expects, and the line that puts it right.
@@ -49,6 +50,12 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
             f"`prediction_type`={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}."
         )
     name, expects = type(scheduler).__name__, _expected_by(scheduler)
+    if "Inverse" in name:
+        raise ValueError(
+            f"{name} walks from pictures to noise, and so draws nothing; write `pipe.scheduler = "
+            f"{name.replace('Inverse', '')}.from_config(pipe.scheduler.config)`, and call `pipe.invert` for "
+            "that way."
+        )
     fits = expects == ("flow_prediction" if prediction_type in FLOW_TARGETS else prediction_type)
     if prediction_type == "mean_flow" and name != FLOW_EULER:
         fits, expects = False, f"{expects} of one time"
@@ -62,6 +69,12 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
             f"{name} expects a learned variance (`variance_type`={scheduler.config['variance_type']!r}), "
             f"which is not passed on; write `pipe.scheduler = {name}.from_config(pipe.scheduler.config, "
             "variance_type='fixed_small')`."
+        )
+    if of_latents and scheduler.config.get("clip_sample") and not is_flow(scheduler):
+        raise ValueError(
+            f"{name} has `clip_sample`, which cuts off at -1 and 1 what it sees of a picture, but latents of "
+            f"a `vae` go beyond; write `pipe.scheduler = {name}.from_config(pipe.scheduler.config, "
+            "clip_sample=False)`."
         )
 
 

@@ -120,9 +120,10 @@ def _clean(
     mask = None
     if mask_image is not None:
         mask = read_masks(mask_image, pixels, (height, width)).to(device, dtype)
-        mask = mask.repeat(count // len(mask), 1, 1, 1)
+        mask = mask.repeat_interleave(count // len(mask), 0)
     if isinstance(generator, list):  # each picture is encoded by its own chance
-        pixels = pixels.repeat(count // len(pixels), 1, 1, 1)
+        pixels = pixels.repeat_interleave(count // len(pixels), 0)
     pixels = pixels.to(device, dtype)
     clean = pixels if pipe.vae is None else latents_of_pictures(pipe.vae, pixels, True, generator)
-    return clean.to(dtype).repeat(count // len(clean), 1, 1, 1), mask
+    # Neighbours are pictures of one prompt, so they begin at one picture.
+    return clean.to(dtype).repeat_interleave(count // len(clean), 0), mask
