@@ -14,7 +14,7 @@ args = TrainingArguments("run", hub_model_id="me/{name}", hub_strategy="{strateg
 card = GeneratorCard("{name}", "Small.", "me/noise")
 run = PhasedTrainer(objective, args, rows, ema_decay=0.5, preview_steps=2, preview_count=4, card=card)
 from pathlib import Path
-Path("run/latents").mkdir(parents=True)
+Path("run/latents").mkdir(parents=True, exist_ok=True)
 Path("run/latents/latents-0.npy").write_bytes(b"0")
 run.train()
 """

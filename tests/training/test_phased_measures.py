@@ -50,7 +50,9 @@ def test_seconds_are_those_of_training_alone(measured):
     seconds = [entry["train_seconds"] for entry in read(folder)]
     assert 0 < seconds[0] < seconds[1] < seconds[2] == metrics["train_seconds"]
     assert metrics["train_seconds"] < metrics["train_runtime"] - 3 * NAP_S
-    assert metrics["train_images_per_second"] == pytest.approx(5 * 4 / seconds[2], rel=0.01)
+    assert metrics["train_images_per_second"] == pytest.approx(
+        5 * 4 / seconds[2], rel=0.05
+    )  # to milliseconds
     assert "train_generator_loss" in metrics
 
 

@@ -158,20 +158,16 @@ class ImageDiffusionPipeline(
             callback_on_step_end: Called with pipeline, step, timestep, and what it asks for by name.
             callback_on_step_end_tensor_inputs: "latents", and "clean": the picture to be seen in them.
         """
-        walked = 1.0 if image is None else strength
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        settings = DenoisingSettings(num_inference_steps, walked, eta, *callback)
+        settings = DenoisingSettings(num_inference_steps, 1.0 if image is None else strength, eta, *callback)
         self._check_call(settings, output_type, chunk_size)
         asked = (prompt, negative_prompt, class_labels, num_images_per_prompt)
-        with memory_watch(self, chunk_size):
-            guidance, count = asked_guidance(self, *asked, guidance_scale, guidance_interval)
+        guidance, count = self._asked(chunk_size, *asked, guidance_scale, guidance_interval)
         chance = picture_generators(generator, seed, count)
         begin = (image, mask_image, strength, num_inference_steps, (height, width), latents)
-        chunk_size = min(chunk_size or count, count)
-        with memory_watch(self, chunk_size):
+        with memory_watch(self, min(chunk_size or count, count)):
             start = starting_point(self, count, *begin, chance)
-            drawn = self._drawn(start, guidance, settings, chance, chunk_size, output_type)
-        self.maybe_free_model_hooks()
+            drawn = self._drawn(start, guidance, settings, chance, chunk_size or count, output_type)
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
 
     @torch.no_grad()
@@ -218,6 +214,11 @@ class ImageDiffusionPipeline(
         postprocess: Any = self.image_processor.postprocess
         return postprocess(pixels.float(), output_type=output_type)
 
+    def _asked(self, chunk_size: int | None, *asked: Any) -> tuple[Guidance, int]:
+        """The conditions of a call, for which a text encoder runs, and B."""
+        with memory_watch(self, chunk_size):
+            return asked_guidance(self, *asked)
+
     def _drawn(
         self,
         start: DenoisingStart,
@@ -238,6 +239,7 @@ class ImageDiffusionPipeline(
                 begun = (start.rows(rows), guidance.rows(rows))
                 latents = denoised_latents(self, *begun, settings, own, bar)
                 images.append(self.decode(latents, output_type))
+        self.maybe_free_model_hooks()
         return _joined(images)
 
     def _check_call(self, settings: DenoisingSettings, output_type: str, chunk_size: int | None) -> None:
