@@ -150,9 +150,12 @@ DIT: dict[str, Any] = {"hidden_size": 128, "num_layers": 4, "num_heads": 4}
 UNET_WIDTHS, ATTENTION_PX = (48, 96, 128), 8  # of a UNet's stages; texts are read where a side has so few
 TEXT = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS, CONTEXT, LONGEST = 1024, 16, 77  # tokens: of the vocabulary, of short texts at least, and at most
-# Flat colours show through noise: one sees where a shape is at time 0.96; only before does the text say it.
-TIMES: dict[str, Any] = {"times": "logit_normal", "time_mean": 2.5, "time_std": 1.75}
-SHIFT = 10.0
+# Flat colours show through noise: where a shape is shows at time 0.96, and only before does the text say it.
+# A latent says once what many pixels repeat. The noise in a velocity of large patches would not go through.
+PIXELS: dict[str, Any] = {"prediction_type": "flow_sample", "weighting": "velocity"}
+PIXELS |= {"time_mean": 2.5, "time_std": 1.75}
+LATENTS: dict[str, Any] = {"prediction_type": "flow_velocity", "time_mean": 0.75, "time_std": 1.25}
+PIXEL_SHIFT, LATENT_SHIFT = 10.0, 3.0  # of the times of drawing, likewise
 SD_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD_SCHEDULE |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 MOVES_PX = {"openmoji": 2}  # few pictures; not mirrored, as texts know left from right
@@ -234,11 +237,9 @@ def new_parts(recipe: Recipe, train: PixelRows, vae: Any) -> dict[str, Any]:
         return parts | target | {"scheduler": DDIMScheduler(**SD_SCHEDULE, **target)}
     patch = max(1, side // PATCHES)
     sizes = {"sample_size": side, "in_channels": channels, "patch_size": patch, "text_dim": width}
-    target = {"prediction_type": "flow_velocity"}
-    if vae is None:  # a patch has more numbers than the model is wide: noise would not go through
-        target = {"prediction_type": "flow_sample", "weighting": "velocity"}
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    return parts | target | TIMES | {"denoiser": MMDiTModel(**sizes, **DIT), "scheduler": scheduler}
+    flow, shift = (PIXELS, PIXEL_SHIFT) if vae is None else (LATENTS, LATENT_SHIFT)
+    parts |= flow | {"times": "logit_normal", "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}
+    return parts | {"denoiser": MMDiTModel(**sizes, **DIT)}
 
 
 def build_unet(channels: int, side: int, text_width: int) -> UNet2DConditionModel:
@@ -321,8 +322,7 @@ def training_data(
 
 def drawing(recipe: Recipe) -> dict[str, Any]:
     """How everything is drawn."""
-    steps = {"num_inference_steps": STEPS, "chunk_size": AT_ONCE}
-    return steps | {"guidance_scale": recipe.guidance_scale}
+    return {"num_inference_steps": STEPS, "chunk_size": AT_ONCE, "guidance_scale": recipe.guidance_scale}
 
 
 def shown_prompts(recipe: Recipe, train: PixelRows) -> list[str]:
