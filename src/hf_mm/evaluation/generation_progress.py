@@ -17,7 +17,7 @@ from torch import Tensor
 from .feature_nets import FeatureNet, PictureFeatures
 from .generation_distances import frechet_distance, kernel_distance
 
-__all__ = ["distance_measure", "time_to"]
+__all__ = ["distance_measure", "running_measure", "time_to"]
 
 Draw = Callable[[Any, Tensor], Tensor]
 BESIDE = ("step", "train_seconds", "floor")
@@ -82,6 +82,30 @@ def distance_measure(
         return {net.frechet if enough else net.kernel: distance(found.features), "floor": floor}
 
     return measure
+
+
+def running_measure(
+    measure_steps: int, net: FeatureNet | None, test: Tensor, train: Tensor, count: int, draw: Draw, seed: int
+) -> Callable[[Any], dict[str, float]] | None:
+    """The `distance_measure` of a run that is asked to measure every `measure_steps`; `None` for 0.
+
+    Args:
+        measure_steps: 0 measures nothing.
+        net: In whose features; `None` where there is none.
+        test: As for `distance_measure`, like all that follow.
+        train: Likewise.
+        count: Likewise.
+        draw: Likewise.
+        seed: Likewise.
+
+    Raises:
+        ValueError: There is no net to measure in.
+    """
+    if not measure_steps:
+        return None
+    if net is None:
+        raise ValueError(f"`measure_steps`={measure_steps} needs `net`, in whose features to measure.")
+    return distance_measure(test, train, net, count, draw, seed=seed)
 
 
 def _checked_count(count: int, test: Tensor, train: Tensor) -> int:

@@ -17,7 +17,7 @@ Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image
 (https://arxiv.org/abs/2202.04200).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ from hf_mm import (
     VQAutoregressivePipeline,
     VQMaskedPipeline,
     code_likelihood,
-    distance_measure,
     extract_codes,
     feature_net,
     generation_report,
     generation_rows,
     generation_table,
     picture_views,
+    running_measure,
     sample_grid,
     train_bert_tokenizer,
 )
@@ -304,28 +304,6 @@ def report(
     return generation_report(drawn, test=test.pixel_values(), train=train.pixel_values(), net=net, **labels)
 
 
-def running_measure(
-    recipe: Recipe, train: PixelRows, test: PixelRows, net: FeatureNet | None, seed: int
-) -> Callable[[Any], dict[str, float]] | None:
-    """What is measured while the run goes on, if anything.
-
-    Raises:
-        ValueError: There is no net to measure in.
-    """
-    if not recipe.measure_steps:
-        return None
-    if net is None:
-        raise ValueError(f"`measure_steps`={recipe.measure_steps} needs `net`, in whose features to measure.")
-    return distance_measure(
-        test.pixels,
-        train.pixels,
-        net,
-        MEASURED,
-        lambda pipe, rows: samples_like(recipe, pipe, test[rows], seed),
-        seed=seed,
-    )
-
-
 def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Encode, train, measure, draw, save; returns what was measured."""
     for name, value, known in (
@@ -358,7 +336,15 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         CodeRows(learnt, train),
         CodeCollator(pipe.vocabulary, recipe.condition, pipe.tokenizer, seed=args.seed),
         ema_decay=EMA_DECAY,
-        measure=running_measure(recipe, train, test, net, args.seed),
+        measure=running_measure(
+            recipe.measure_steps,
+            net,
+            test.pixels,
+            train.pixels,
+            MEASURED,
+            lambda pipe, rows: samples_like(recipe, pipe, test[rows], args.seed),
+            args.seed,
+        ),
         measure_steps=recipe.measure_steps,
         card=GeneratorCard(folder.name, dataset=recipe.dataset),
     )

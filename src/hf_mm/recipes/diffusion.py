@@ -25,7 +25,7 @@ Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (https://arxiv.org/ab
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,6 @@ from hf_mm import (
     PixelRows,
     atomic_write,
     denoising_strip,
-    distance_measure,
     environment,
     extract_latents,
     feature_net,
@@ -57,6 +56,7 @@ from hf_mm import (
     generation_table,
     picture_views,
     record_denoising,
+    running_measure,
     sample_grid,
     write_results,
 )
@@ -316,28 +316,6 @@ def measure(
     return {"report": report, "drawing_seconds": round(seconds, 1)}
 
 
-def running_measure(
-    recipe: Recipe, train: PixelRows, test: PixelRows, net: FeatureNet | None, seed: int
-) -> Callable[[ImageDiffusionPipeline], dict[str, float]] | None:
-    """What is measured while the run goes on, if anything.
-
-    Raises:
-        ValueError: There is no net to measure in.
-    """
-    if not recipe.measure_steps:
-        return None
-    if net is None:
-        raise ValueError(f"`measure_steps`={recipe.measure_steps} needs `net`, in whose features to measure.")
-    return distance_measure(
-        test.pixels,
-        train.pixels,
-        net,
-        MEASURED,
-        lambda pipe, rows: samples_like(recipe, pipe, test[rows], seed),
-        seed=seed,
-    )
-
-
 def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Encode where there is an autoencoder, train, draw, measure, save; returns the results."""
     if recipe.system not in SYSTEMS:
@@ -357,7 +335,15 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         learnt,
         collator,
         ema_decay=EMA_DECAY,
-        measure=running_measure(recipe, train, test, net, args.seed),
+        measure=running_measure(
+            recipe.measure_steps,
+            net,
+            test.pixels,
+            train.pixels,
+            MEASURED,
+            lambda pipe, rows: samples_like(recipe, pipe, test[rows], args.seed),
+            args.seed,
+        ),
         measure_steps=recipe.measure_steps,
         card=GeneratorCard(folder.name, f"{recipe.system} of {recipe.dataset}.", recipe.dataset),
     )

@@ -18,7 +18,7 @@ Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline"
 (https://arxiv.org/abs/2501.05441).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ from hf_mm import (
     PixelCollator,
     PixelRows,
     atomic_write,
-    distance_measure,
     environment,
     feature_net,
     film_strip,
     generation_report,
     generation_rows,
     generation_table,
+    running_measure,
     sample_grid,
     train_word_tokenizer,
     write_results,
@@ -219,28 +219,6 @@ def measure(
     return generation_report(samples, test=test.pixel_values(), train=train.pixel_values(), net=net, **labels)
 
 
-def running_measure(
-    recipe: Recipe, train: PixelRows, test: PixelRows, net: FeatureNet | None, seed: int
-) -> Callable[[GANPipeline], dict[str, float]] | None:
-    """What is measured while the run goes on, if anything.
-
-    Raises:
-        ValueError: There is no net to measure in.
-    """
-    if not recipe.measure_steps:
-        return None
-    if net is None:
-        raise ValueError(f"`measure_steps`={recipe.measure_steps} needs `net`, in whose features to measure.")
-    return distance_measure(
-        test.pixels,
-        train.pixels,
-        net,
-        MEASURED,
-        lambda pipe, rows: samples_like(pipe, test[rows], seed),
-        seed=seed,
-    )
-
-
 def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     """Train, draw, measure, save; returns the results."""
     set_seed(args.seed)
@@ -257,7 +235,15 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         train,
         PixelCollator(**VIEWS.get(recipe.dataset, {}), seed=args.seed, tokenizer=objective.tokenizer),
         ema_decay=EMA_DECAY,
-        measure=running_measure(recipe, train, test, net, args.seed),
+        measure=running_measure(
+            recipe.measure_steps,
+            net,
+            test.pixels,
+            train.pixels,
+            MEASURED,
+            lambda pipe, rows: samples_like(pipe, test[rows], args.seed),
+            args.seed,
+        ),
         measure_steps=recipe.measure_steps,
         card=GeneratorCard(folder.name, f"A GAN of {recipe.dataset}, asked by {recipe.condition}."),
     )
