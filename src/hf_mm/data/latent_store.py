@@ -79,7 +79,7 @@ def load_autoencoder(place: str | Path) -> Any:
     options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
     vae: Any = AutoModel.from_pretrained(str(place), **options)
     if not hasattr(vae, "encode"):
-        raise ValueError(f"{str(place)!r} is {type(vae).__name__}, which encodes no pictures.")
+        raise ValueError(f"The `vae` {str(place)!r} is {type(vae).__name__}, which encodes no pictures.")
     return vae.eval()
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoModel, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
@@ -54,6 +54,7 @@ from hf_mm import (
     generation_report,
     generation_rows,
     generation_table,
+    load_autoencoder,
     picture_views,
     record_denoising,
     running_measure,
@@ -155,13 +156,7 @@ def load_vae(recipe: Recipe) -> Any:
             else "`system`='latent-flow' needs `vae`; train one by `hf-mm train autoencoder --model vae "
             "--downscale 4`."
         )
-    if recipe.vae is None:
-        return None
-    options = {"subfolder": "vae"} if (Path(recipe.vae) / "model_index.json").is_file() else {}
-    vae: Any = AutoModel.from_pretrained(recipe.vae, **options)
-    if not hasattr(vae, "encode"):
-        raise ValueError(f"`vae`={recipe.vae!r} is {type(vae).__name__}, which encodes no pictures.")
-    return vae.eval()
+    return None if recipe.vae is None else load_autoencoder(recipe.vae)
 
 
 def load_rows(recipe: Recipe, vae: Any) -> tuple[PixelRows, PixelRows]:
