@@ -15,6 +15,7 @@ KINDS = {
     "classes": {"num_classes": 3},
     "cross": {"text_dim": WORDS, "text_mode": "cross"},
     "joint": {"text_dim": WORDS, "text_mode": "joint"},
+    "pooled": {"text_dim": WORDS, "text_pooling": True},
     "all": {
         "num_classes": 3,
         "text_dim": WORDS,

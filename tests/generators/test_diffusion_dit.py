@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings
 from generators.dit_tiny import KINDS, SIZES, WORDS, asked, dit, moved, noisy
 from generators.generator_contract import GeneratorModelContract
 from peft import LoraConfig, get_peft_model
@@ -16,7 +17,7 @@ from hf_mm import MMDiTModel
 from hf_mm.generators.diffusion.dit_blocks import DiTCrossBlock, DiTJointBlock, DiTSizes
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-TEXTS = ["cross", "joint"]
+TEXTS = ["cross", "joint", "pooled"]
 
 
 class TestDiT(GeneratorModelContract):
@@ -103,7 +104,7 @@ def test_what_patches_look_at_in_the_text_is_recorded_on_demand(mode):
         assert not shares[0, ..., 3:].any()
         total = shares.sum(dim=-1)
         assert (total > 0).all()
-        if mode == "cross":
+        if mode != "joint":
             assert_close(total, torch.ones_like(total))
         else:
             assert (total < 1).all()
@@ -239,6 +240,19 @@ def test_a_layer_with_joint_attention_is_that_of_diffusers(is_last):
     assert (answers[0][1] is None) is is_last
 
 
+def test_a_pooled_text_is_told_with_the_time_as_in_diffusers():
+    torch.manual_seed(0)
+    model, theirs = dit(**KINDS["pooled"]), moved(CombinedTimestepTextProjEmbeddings(16, WORDS))
+    model.time_embed.load_state_dict(theirs.timestep_embedder.state_dict())
+    model.pooled_embed.load_state_dict(theirs.text_embedder.state_dict())
+    states, mask = (asked("pooled")[f"encoder_{name}"] for name in ("hidden_states", "attention_mask"))
+    pooled = torch.stack([states[0, :3].mean(0), states[1].mean(0)])  # by hand
+    times = torch.tensor([3.0, 700.0])
+    expected = theirs(times, pooled)
+    assert_close(model.time_embed(times, torch.float32) + model.pooled_embed(states, mask), expected)
+    assert_close(model.pooled_embed(states[1:], None), model.pooled_embed(states, mask)[1:])
+
+
 def test_the_kernel_is_the_one_diffusers_is_set_to():
     model, kernels = dit(), {}
     for backend in ("native", "_native_math"):
@@ -289,6 +303,7 @@ def test_diffusers_adds_and_saves_low_rank_adapters(tmp_path):
         ({"num_heads": 3}, "`hidden_size`=16 must be a multiple of `num_heads`=3"),
         ({"hidden_size": 18}, "`hidden_size`=18 must be a multiple of `num_heads`=2, and of 4"),
         ({"text_mode": "both"}, "`text_mode` must be 'cross' or 'joint', got 'both'"),
+        ({"text_pooling": True}, "`text_pooling` needs a text; give `text_dim`"),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused(options, words):

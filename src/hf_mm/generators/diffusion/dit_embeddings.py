@@ -1,9 +1,9 @@
-"""Where a patch is and when: what a diffusion transformer is told beside the picture.
+"""Where a patch is and when, and what its text is about: what a diffusion transformer is told beside patches.
 
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2
 (https://arxiv.org/abs/2212.09748).
 
-Shapes: B pictures, G x F patches (rows x columns), D width.
+Shapes: B pictures, G x F patches (rows x columns), L tokens of a text, T width of its states, D width.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 
 from ...layers.onednn_linear import OneDNNLinear
 
-__all__ = ["DiTTimeEmbedding", "grid_positions"]
+__all__ = ["DiTTimeEmbedding", "PooledTextEmbedding", "grid_positions"]
 
 TIME_WAVES = 256  # sines and cosines of a time, in every published DiT
 LONGEST_WAVE = 10000.0
@@ -39,6 +39,33 @@ class DiTTimeEmbedding(nn.Module):
             times, TIME_WAVES, flip_sin_to_cos=True, downscale_freq_shift=self.freq_shift
         )
         return self.linear_2(silu(self.linear_1(waves.to(dtype))))
+
+
+class PooledTextEmbedding(nn.Module):
+    """The mean of a text's states, then two linear layers.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers", figure 2 (https://arxiv.org/abs/2403.03206),
+    where the vector is the pooled one of CLIP; a mean asks nothing of the encoder and can be cached with the
+    states.
+
+    Args:
+        text_width: T.
+        width: D.
+    """
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = OneDNNLinear(text_width, width)
+        self.linear_2 = OneDNNLinear(width, width)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """States (B, L, T) and mask (B, L), 0 on padding, to (B, D); a text of padding alone counts as 0."""
+        if mask is None:
+            pooled = states.mean(1)
+        else:
+            seen = mask.to(states).unsqueeze(-1)
+            pooled = (states * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return self.linear_2(silu(self.linear_1(pooled)))
 
 
 def grid_positions(grid: tuple[int, int], trained_grid: tuple[int, int], width: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch.nn.functional import silu
 from ...hub.diffusers_code import RemoteModelMixin
 from ...layers.onednn_linear import OneDNNLinear
 from .dit_blocks import DiTBlock, DiTCrossBlock, DiTJointBlock, DiTSizes, modulate
-from .dit_embeddings import DiTTimeEmbedding, grid_positions
+from .dit_embeddings import DiTTimeEmbedding, PooledTextEmbedding, grid_positions
 
 __all__ = ["MMDiTModel"]
 
@@ -50,6 +50,8 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         text_dim: T of the states that `encoder_hidden_states` brings; `None`: no texts.
         text_mode: "cross": the patches of each layer look at the text; "joint": the text is a second
             sequence with weights of its own, and both look at both.
+        text_pooling: The mean of a text's states is also added to the time, so that every layer is told at
+            once what is wanted (Esser et al. 2024, section 4).
         qk_norm: Normalise queries and keys of all attentions by their root mean square.
         second_time: It is also told where a step ends (`second_timestep`), as mean flows need it.
         freq_shift: Of the time's wave lengths, as in `UNet2DModel`: 0.0 in the original DiT, 1.0 in
@@ -74,6 +76,7 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_classes: int | None = None,
         text_dim: int | None = None,
         text_mode: str = "cross",
+        text_pooling: bool = False,
         qk_norm: bool = False,
         second_time: bool = False,
         freq_shift: float = 0.0,
@@ -93,6 +96,7 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.interval_embed = DiTTimeEmbedding(hidden_size, freq_shift) if second_time else None
         self.class_embed = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
         self.text_embed = None if text_dim is None else OneDNNLinear(text_dim, hidden_size)
+        self.pooled_embed = PooledTextEmbedding(text_dim, hidden_size) if text_pooling and text_dim else None
         inner = round(hidden_size * mlp_ratio)
         sizes = DiTSizes(hidden_size, num_heads, inner, qk_norm, norm_eps, mlp_norm_eps)
         self.blocks = nn.ModuleList(self._build_block(sizes, place) for place in range(num_layers))
@@ -137,7 +141,10 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         grid = hidden_states.shape[2:]
         hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, D)
         hidden_states = hidden_states + self._positions_of(grid).to(hidden_states)
-        condition = self._condition(sample, timestep, second_timestep, class_labels)  # (B, 1, D)
+        condition = self._condition(sample, timestep, second_timestep, class_labels)  # (B, D)
+        if self.pooled_embed is not None:
+            condition = condition + self.pooled_embed(encoder_hidden_states, encoder_attention_mask)
+        condition = silu(condition).unsqueeze(1)  # (B, 1, D), the same for all layers
         text, mask = self._text(encoder_hidden_states, encoder_attention_mask, hidden_states.shape[1])
         checkpoint: Any = self._gradient_checkpointing_func
         for block in self.blocks:
@@ -201,7 +208,8 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        embedders = [part for part in (self.time_embed, self.interval_embed) if part is not None]
+        embedders: list[Any] = [part for part in (self.time_embed, self.interval_embed) if part is not None]
+        embedders += [] if self.pooled_embed is None else [self.pooled_embed]
         drawn = [layer for part in embedders for layer in (part.linear_1, part.linear_2)]
         for part in [*drawn, *(() if self.class_embed is None else (self.class_embed,))]:
             nn.init.normal_(part.weight, std=DIT_STD)
@@ -218,7 +226,7 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         second_timestep: Tensor | float | None,
         class_labels: Tensor | None,
     ) -> Tensor:
-        """(B, 1, D): time and class in one vector, activated, the same for all layers."""
+        """(B, D): time and class in one vector."""
         times = _times(timestep, sample)
         condition = self.time_embed(times, sample.dtype)  # (B, D)
         if self.interval_embed is not None:
@@ -226,7 +234,7 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
             condition = condition + self.interval_embed(times - ends, sample.dtype)
         if self.class_embed is not None:
             condition = condition + self.class_embed(class_labels)
-        return silu(condition).unsqueeze(1)
+        return condition
 
     def _text(
         self, states: Tensor | None, mask: Tensor | None, patches: int
@@ -280,6 +288,8 @@ class MMDiTModel(RemoteModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if config.text_mode not in ("cross", "joint"):
             raise ValueError(f"`text_mode` must be 'cross' or 'joint', got {config.text_mode!r}.")
+        if config.text_pooling and config.text_dim is None:
+            raise ValueError("`text_pooling` needs a text; give `text_dim`, the width of its states.")
         return height // config.patch_size, width // config.patch_size
 
     def _check_sample(self, sample: Tensor) -> None:
