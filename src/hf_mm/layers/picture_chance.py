@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from operator import index
 
-import numpy as np
 import torch
 
 __all__ = ["Generators", "picture_generators"]
@@ -23,13 +22,14 @@ def picture_generators(
         pictures: How many.
 
     Raises:
+        TypeError: A seed is no whole number.
         ValueError: Both are given, or a list is not as long as there are pictures.
     """
     if generator is not None and seed is not None:
         raise ValueError("`generator` and `seed` say the same thing twice; give one of them.")
     if seed is not None:
-        seeds = range(int(seed), int(seed) + pictures) if isinstance(seed, int | np.integer) else list(seed)
-        generator = [torch.Generator().manual_seed(index(number)) for number in seeds]
+        seeds = _seeds(seed, pictures)
+        generator = [torch.Generator().manual_seed(number) for number in seeds]
         name = "seed"
     else:
         name = "generator"
@@ -41,3 +41,15 @@ def picture_generators(
             f"`{name}` has {len(generators)} entries for {pictures} pictures; give one for each."
         )
     return generators
+
+
+def _seeds(seed: int | Sequence[int], pictures: int) -> Sequence[int]:
+    """One for each picture."""
+    try:
+        try:
+            first = index(seed)  # ty: ignore[invalid-argument-type]
+        except TypeError:
+            return [index(number) for number in seed]  # ty: ignore[not-iterable]
+    except TypeError:
+        raise TypeError(f"`seed`={seed!r} must be a whole number, or a list of them.") from None
+    return range(first, first + pictures)
