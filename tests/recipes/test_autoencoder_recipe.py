@@ -57,7 +57,7 @@ def test_each_kind_trains_and_is_measured_on_the_test_split(tmp_path, model):
     assert bits & results.keys() == (bits if model == "vae" else set())
     assert ("perplexity" in results) == (model != "vae")
     assert {path.name for path in tmp_path.glob("*.png")} == (
-        {"samples.png", "prior.png", "between.png"} if model == "vae" else {"samples.png"}
+        {"samples.png", "reconstructions.png"} | ({"prior.png", "between.png"} if model == "vae" else set())
     )
 
 
@@ -119,7 +119,7 @@ def test_colour_pictures_of_a_folder_are_learnt_too(tmp_path):
             Image.effect_noise((20, 16), 40 + number).convert("RGB").save(place / f"{number}.png")
     results = train(tmp_path / "run", "fsq", dataset=str(tmp_path / "data"), image_size=16)
     assert (results["train_rows"], results["test_rows"]) == (6, 3)
-    assert Image.open(tmp_path / "run" / "samples.png").mode == "RGB"
+    assert Image.open(tmp_path / "run" / "reconstructions.png").mode == "RGB"
 
 
 def test_the_command_prints_what_it_measured(tmp_path, capsys):

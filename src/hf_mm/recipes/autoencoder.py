@@ -10,9 +10,9 @@ by gradients) or `diffusers-vq` (the library's own VQModel, trained the same way
 `fashion-mnist`, `openmoji`, a folder or a Hub id with the splits train and test. Any flag of
 `transformers.TrainingArguments` works.
 
-Written beside the pipeline: `results.json` with the errors on the test split, `samples.png` with originals
-above their reconstructions, and for a VAE `prior.png` with pictures drawn from the prior and `between.png`
-with the ways from one test picture to another.
+Written beside the pipeline: `results.json` with the errors on the test split, `reconstructions.png` with
+originals above their reconstructions, and for a VAE `prior.png` with pictures drawn from the prior and
+`between.png` with the ways from one test picture to another.
 """
 
 from collections.abc import Callable, Sequence
@@ -131,6 +131,9 @@ DISCRIMINATOR_RATE = 4e-4
 WIDTHS = (16, 32, 64, 64, 64, 64, 64)  # of blocks, each at half the size of the one before
 GROUPS = 8
 MAP_CHANNELS, VECTOR_CHANNELS = 4, 32  # of a VAE's latents: of a place of a map, and of a whole picture
+# The bound itself leaves half of a map's variance to noise, which a generator would have to learn (Rombach et
+# al. 2022, appendix G, "KL-reg."); a vector is drawn from the prior and needs it.
+MAP_KL_WEIGHT = 0.01
 CODES, CODE_WIDTH, FEATURES = 512, 8, 64
 # A code that fewer than a tenth of its share of vectors choose starts again after some hundred steps.
 MOVING = {"quantizer": "ema", "ema_decay": 0.98, "restart_threshold": 0.1}
@@ -216,12 +219,15 @@ def build_perceptual(recipe: Recipe) -> nn.Module | None:
 
 def build_objective(recipe: Recipe, model: Any, preview_images: Tensor) -> AutoencoderObjective:
     """What the model learns by."""
-    options: dict[str, Any] = {"perceptual": build_perceptual(recipe), "preview_images": preview_images}
+    options = {**MODELS[recipe.model], "preview_images": preview_images}
+    options["perceptual"] = build_perceptual(recipe)
+    if recipe.model == "vae" and downscale_of(recipe, preview_images.shape[-1]) < preview_images.shape[-1]:
+        options["kl_weight"] = MAP_KL_WEIGHT
     if recipe.model == "vqgan":
         side = preview_images.shape[-1]
         layers = 1 if side < 24 else 2 if side < 64 else 3
         options["discriminator"] = MMPatchDiscriminator(preview_images.shape[1], 32, layers)
-    return AutoencoderObjective(model, **MODELS[recipe.model], **options)
+    return AutoencoderObjective(model, **options)
 
 
 @torch.no_grad()
@@ -324,7 +330,7 @@ def draw(pipeline: AutoencoderPipeline, test: PixelRows, folder: Path, seed: int
     pairs = zip(originals.split(SHOWN), samples.split(SHOWN), strict=True)
     whole = [row for pair in pairs for row in pair if len(row) == SHOWN or count < SHOWN]
     labels = ["original", "reconstructed"] * (len(whole) // 2)
-    pages = {"samples": sample_grid(torch.cat(whole), len(whole[0]), row_labels=labels)}
+    pages = {"reconstructions": sample_grid(torch.cat(whole), len(whole[0]), row_labels=labels)}
     if isinstance(pipeline.vae, AutoencoderKL):
         noise = torch.Generator().manual_seed(seed)
         drawn = pipeline(6 * SHOWN, generator=noise, output_type="pt").images
@@ -376,11 +382,10 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
             model, DataLoader(chosen, BATCH, collate_fn=PixelCollator())
         )
         measured = measure(model, train, test, recipe.feature_net, args.seed)
-    trainer.save_model(metrics=measured)
-    with trainer.averages_applied():
         draw(objective.pipeline(), test, folder, args.seed)
     results |= measured | {"environment": environment()}
     write_results(folder / "results.json", results)
+    trainer.save_model(metrics=measured)
     return results
 
 
