@@ -16,6 +16,7 @@ run = PhasedTrainer(objective, args, rows, ema_decay=0.5, preview_steps=2, previ
 from pathlib import Path
 Path("run/latents").mkdir(parents=True, exist_ok=True)
 Path("run/latents/latents-0.npy").write_bytes(b"0")
+Path("run/neighbours.png").write_bytes(b"0")
 run.train()
 """
 FINISH = """
@@ -42,7 +43,7 @@ def test_the_pipeline_is_pushed_with_card_and_samples_and_no_checkpoints(hub, pi
         "trainer_state.json",
     }
     assert {*expected, "model_index.json", "pipeline.py", "vae/config.json"} <= set(files)
-    assert not [path for path in files if path.startswith(("checkpoint", "latents", "_"))]
+    assert not [path for path in files if path.startswith(("checkpoint", "latents", "neighbours", "_"))]
     assert files["samples.png"] == files["previews/step-4.png"]
     card = ModelCard(files["README.md"].decode())
     assert card.data.eval_results[0].metric_value == 12.5
@@ -55,6 +56,23 @@ def test_a_stranger_draws_the_same_with_the_averaged_weights(stranger, pixels):
         "DiffusionPipeline.from_pretrained('me/phased', custom_pipeline='pipeline', trust_remote_code=True)"
     )
     assert stranger.value(f"print(draw({load}))") == pixels
+
+
+RECIPES = {
+    "gan": "--dataset digits",
+    "diffusion": "--dataset digits --system flow-dit",
+    "autoencoder": "--dataset digits --model fsq",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_pushes_what_it_measured_and_drew(hub, member, name):
+    flags = f"{RECIPES[name]} --rows 16 --max_steps 1 --per_device_train_batch_size 4 --report_to none"
+    flags += f" --disable_tqdm true --output_dir {name} --push_to_hub --hub_model_id me/made-{name}"
+    member.run(f"from hf_mm.recipes import {name}\n{name}.run({flags.split()!r})")
+    files = hub.repositories[f"me/made-{name}"].files()
+    page = "reconstructions.png" if name == "autoencoder" else "grid.png"
+    assert {"results.json", page, "README.md"} <= set(files)
 
 
 def test_every_save_is_pushed_when_asked(hub, member):

@@ -88,7 +88,8 @@ def test_from_nothing_in_pixels_by_texts(tmp_path, places):
     assert card.data.pipeline_tag == "text-to-image"
     assert "MMDiTModel in pixels, trained from nothing on 4 pictures of data with 16 px" in card.text
     assert "image = pipeline('a red apple', num_inference_steps=2, guidance_scale=3.0).images[0]" in card.text
-    assert all(f"({name}.png)" in card.text for name in ("samples", "grid", "neighbours"))
+    assert all(f"({name}.png)" in card.text for name in ("samples", "grid"))
+    assert "neighbours.png" not in card.text  # it shows training pictures, which may be private
     drawn = pipe("a green apple", seed=0, num_inference_steps=2).images[0]
     assert drawn.size == (16, 16)
 

@@ -357,11 +357,12 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         draw_grid(recipe, pipe, folder, args.seed)
         if net is not None:
             results["report"] = report(recipe, pipe, train, test, net, args.seed)
-    trainer.save_model(metrics={name: value for name, value in results.items() if "_per_" in name})
+    metrics = {name: value for name, value in results.items() if "_per_" in name}
     results |= {"weights": weights, "pictures": len(train), "held_out_pictures": len(test), "seed": args.seed}
     results |= {name: getattr(recipe, name) for name in ("dataset", "condition", "decoding")}
     results["environment"] = environment()
     write_results(folder / "results.json", results)
+    trainer.save_model(metrics=metrics)
     return results
 
 

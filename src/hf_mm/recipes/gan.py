@@ -266,9 +266,9 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
             results["report"] = measure(pipe, train, test, net, args.seed)
             found = results["report"]["measures"].items()
             measured = {f"{name} ({recipe.net})": entry["value"] for name, entry in found}
-    trainer.save_model(metrics=measured)
     results["environment"] = environment()
     write_results(folder / "results.json", results)
+    trainer.save_model(metrics=measured)
     return results
 
 

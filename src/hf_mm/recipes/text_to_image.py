@@ -17,9 +17,9 @@ their models stay as they are. Any flag of `transformers.TrainingArguments` work
 
 Written to the output folder: a pipeline, of a UNet also as plain Stable Diffusion in `plain`, or the adapters
 alone (`pytorch_lora_weights.safetensors`); `previews`, `grid.png` with a row for each prompt,
-`neighbours.png` with the training pictures next to what is drawn, and `results.json`: of easy-VQA how many of
-432 pictures show the colour, shape, place and size asked for, by their pixels and with `--vlm` by the answers
-of a vision-language model.
+`neighbours.png` with the training pictures next to what is drawn, which is never pushed, and `results.json`:
+of easy-VQA how many of 432 pictures show the colour, shape, place and size asked for, by their pixels and
+with `--vlm` by the answers of a vision-language model.
 
 Rombach et al. 2022 (https://arxiv.org/abs/2112.10752); Li and He 2025 (https://arxiv.org/abs/2511.13720):
 large patches need the clean picture as target; Hu et al. 2021, "LoRA" (https://arxiv.org/abs/2106.09685);
@@ -146,7 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "subject lora": {"learning_rate": 1e-4, **SHORT, **STEADY},
 }
 PATCHES = 8  # a side
-DIT: dict[str, Any] = {"hidden_size": 128, "num_layers": 4, "num_heads": 4}
+DIT: dict[str, Any] = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "text_pooling": True}
 UNET_WIDTHS, ATTENTION_PX = (48, 96, 128), 8  # of a UNet's stages; texts are read where a side has so few
 TEXT = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS, CONTEXT, LONGEST = 1024, 16, 77  # tokens: of the vocabulary, of short texts at least, and at most

@@ -1,4 +1,4 @@
-"""What of a phased run goes to the Hub: all but its checkpoints and caches."""
+"""What of a phased run goes to the Hub: all but its checkpoints, caches and pictures of its data."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from ..hub.saving import UNFINISHED
 
 __all__ = ["push_folder", "save_pipeline"]
 
-MADE_OF_DATA = ("codes", "latents", "text_states", "class")  # folders of what a run can make again
+# What a run can make again, and pictures of the training data, which may be private.
+MADE_OF_DATA = ("codes/*", "latents/*", "text_states/*", "class/*", "neighbours.png")
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
@@ -37,5 +38,5 @@ def push_folder(folder: Path, args: TrainingArguments, step: int) -> None:
         folder_path=folder,
         revision=args.hub_revision,
         commit_message=f"Weights after step {step}",
-        ignore_patterns=["checkpoint-*", f"{UNFINISHED}*", *(f"{name}/*" for name in MADE_OF_DATA)],
+        ignore_patterns=["checkpoint-*", f"{UNFINISHED}*", *MADE_OF_DATA],
     )

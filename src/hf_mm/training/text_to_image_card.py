@@ -16,10 +16,9 @@ UNKNOWN = "It knows no other words and things than these."
 CREDITS = {"openmoji": "Training pictures: OpenMoji, CC BY-SA 4.0."}
 PAGES = """
 
-A row of pictures for each text, and the training pictures that lie next to the first of each:
+A row of pictures for each text:
 
-![Drawn pictures](grid.png)
-![Training pictures beside them](neighbours.png)"""
+![Drawn pictures](grid.png)"""
 ATTRIBUTES = "\n\nPictures that show the colour, shape, place and size of their text, in percent:\n\n"
 
 
@@ -72,7 +71,7 @@ def text_to_image_card(
 def with_drawn_pages(
     card: GeneratorCard, attributes: Mapping[str, Any] | None = None
 ) -> tuple[GeneratorCard, dict[str, float]]:
-    """The card with `grid.png` and `neighbours.png`, and the table of what the pictures show.
+    """The card with `grid.png`, and the table of what the pictures show.
 
     Args:
         card: Of `text_to_image_card`.
