@@ -13,9 +13,9 @@ that encodes pictures and texts. The parts are those of Stable Diffusion 1.5, ea
 px; a table says how many operations of a step each part has, there and in the original at 512 px, and so what
 a cache can save. "cache, DiT-B/2": the same for a transformer of that size at 256 px, which reads the texts.
 
-Rivals take turns; columns are medians over the steps of all turns but the first few of each, which fill fresh
-memory, in wall time or, with `--cpu`, in time of the process. A ratio above 1 says that hf_mm, or the cache,
-is faster.
+Rivals take turns; columns are medians over the rounds of the median step of each turn, without the first few,
+which fill fresh memory, in wall time or, with `--cpu`, in time of the process; the ratio is the median of the
+rounds' ratios. Above 1 says that hf_mm, or the cache, is faster.
 """
 
 import argparse
@@ -293,22 +293,24 @@ def padded(collator: PixelCollator, padding: int, rows: PixelRows) -> dict[str, 
 
 
 def measure(rivals: dict[str, Step], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let rivals train in turns, the first of which warms up."""
-    times: dict[str, list[float]] = {name: [] for name in rivals}
+    """Let rivals train in turns, the first of which warms up; who begins changes with each round.
+
+    Machines become slower and faster by the minute: a ratio is the median of those within the rounds.
+    """
+    medians: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in range(args.rounds + 1):
-        for name, train in rivals.items():
-            found = train(args.steps)
-            times[name] += found if turn else []
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    first = next(iter(medians.values()))
+        for name in list(rivals)[:: 1 if turn % 2 else -1]:
+            found = statistics.median(rivals[name](args.steps))
+            medians[name] += [found] if turn else []
+    peer = next(iter(medians.values()))
     return [
         {
             "rival": name,
-            "milliseconds a step": 1000 * median,
-            "pictures a second": args.batch_size / median,
-            "ratio": first / median,
+            "milliseconds a step": 1000 * statistics.median(found),
+            "pictures a second": args.batch_size / statistics.median(found),
+            "ratio": statistics.median(theirs / ours for theirs, ours in zip(peer, found, strict=True)),
         }
-        for name, median in medians.items()
+        for name, found in medians.items()
     ]
 
 
@@ -317,8 +319,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="mixed precision for all")
     parser.add_argument("--cpu", action="store_true", help="time of the process, not wall time")
