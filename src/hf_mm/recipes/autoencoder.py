@@ -131,9 +131,6 @@ DISCRIMINATOR_RATE = 4e-4
 WIDTHS = (16, 32, 64, 64, 64, 64, 64)  # of blocks, each at half the size of the one before
 GROUPS = 8
 MAP_CHANNELS, VECTOR_CHANNELS = 4, 32  # of a VAE's latents: of a place of a map, and of a whole picture
-# The bound itself leaves half of a map's variance to noise, which a generator would have to learn (Rombach et
-# al. 2022, appendix G, "KL-reg."); a vector is drawn from the prior and needs it.
-MAP_KL_WEIGHT = 0.01
 CODES, CODE_WIDTH, FEATURES = 512, 8, 64
 # A code that fewer than a tenth of its share of vectors choose starts again after some hundred steps.
 MOVING = {"quantizer": "ema", "ema_decay": 0.98, "restart_threshold": 0.1}
@@ -221,8 +218,6 @@ def build_objective(recipe: Recipe, model: Any, preview_images: Tensor) -> Autoe
     """What the model learns by."""
     options = {**MODELS[recipe.model], "preview_images": preview_images}
     options["perceptual"] = build_perceptual(recipe)
-    if recipe.model == "vae" and downscale_of(recipe, preview_images.shape[-1]) < preview_images.shape[-1]:
-        options["kl_weight"] = MAP_KL_WEIGHT
     if recipe.model == "vqgan":
         side = preview_images.shape[-1]
         layers = 1 if side < 24 else 2 if side < 64 else 3
