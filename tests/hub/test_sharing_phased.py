@@ -60,7 +60,7 @@ def test_a_stranger_draws_the_same_with_the_averaged_weights(stranger, pixels):
 
 RECIPES = {
     "gan": "--dataset digits",
-    "diffusion": "--dataset digits --system flow-dit",
+    "diffusion": "--dataset digits --system flow-dit --inference_steps 2",
     "autoencoder": "--dataset digits --model fsq",
 }
 
