@@ -158,10 +158,10 @@ LATENTS: dict[str, Any] = {"prediction_type": "flow_velocity", "time_mean": 0.75
 PIXEL_SHIFT, LATENT_SHIFT = 10.0, 3.0  # of the times of drawing, likewise
 SD_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD_SCHEDULE |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-# Where a shape is shows through Stable Diffusion's last step (Lin et al. 2024, arXiv:2305.08891).
-SD_SCHEDULE |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 MOVES_PX = {"openmoji": 2}  # few pictures; not mirrored, as texts know left from right
-CONDITION_DROPOUT, EMA_DECAY, PRIOR_PICTURES = 0.1, 0.998, 100
+CONDITION_DROPOUT = 0.1
+EMA_DECAY = 0.998
+PRIOR_PICTURES = 100
 STEPS, AT_ONCE = 30, 72  # of drawing; pictures that are drawn together
 PREVIEWS = 8  # of a run
 COLUMNS, NEIGHBOURS, SHOWN_PROMPTS = 8, 4, 12  # of the pages
