@@ -54,9 +54,7 @@ def read_run(folder: Path, reach: list[float]) -> dict[str, Any]:
         "run": folder.name,
         "alike": [report["net"], report["pictures"], distance],
         "distance": measures[distance],
-        "shares": {
-            name: measures.get(name, {"value": float("nan"), "floor": float("nan")}) for name in SHOWN
-        },
+        "shares": {name: measures.get(name, UNMEASURED) for name in SHOWN},
         "seconds": results["train_seconds"],
         "weights": weights,
         "seconds to": dict(zip((f"{one:g}" for one in reach), reached, strict=True)),

@@ -216,13 +216,12 @@ def build_perceptual(recipe: Recipe) -> nn.Module | None:
 
 def build_objective(recipe: Recipe, model: Any, preview_images: Tensor) -> AutoencoderObjective:
     """What the model learns by."""
-    options = {**MODELS[recipe.model], "preview_images": preview_images}
-    options["perceptual"] = build_perceptual(recipe)
+    options: dict[str, Any] = {"perceptual": build_perceptual(recipe), "preview_images": preview_images}
     if recipe.model == "vqgan":
         side = preview_images.shape[-1]
         layers = 1 if side < 24 else 2 if side < 64 else 3
         options["discriminator"] = MMPatchDiscriminator(preview_images.shape[1], 32, layers)
-    return AutoencoderObjective(model, **options)
+    return AutoencoderObjective(model, **MODELS[recipe.model], **options)
 
 
 @torch.no_grad()
