@@ -190,6 +190,12 @@ def test_an_autoencoder_is_found_in_its_folder_and_another_model_is_named(tmp_pa
     unet().save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="unet' is UNet2DModel, which encodes no pictures"):
         load_autoencoder(tmp_path / "unet")
+    with pytest.raises(FileNotFoundError, match="is a folder without an autoencoder; train one by"):
+        load_autoencoder(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match="nowhere': there is no such folder, and the Hub gives no such"
+    ):
+        load_autoencoder(tmp_path / "nowhere")
 
 
 def test_texts_that_are_not_there_are_named(states):

@@ -108,8 +108,11 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     GANPipeline(gan_tiny.generator()).save_pretrained(tmp_path / "gan")
     for name, message in (
-        ("empty", "empty' has no model with a codebook; train one by `hf-mm train autoencoder --model vq`"),
-        ("gan", "gan' has no model with a codebook"),
+        (
+            "empty",
+            "empty' is a folder without a model with a codebook; train one by `hf-mm train autoenc",
+        ),
+        ("gan", "gan' is a folder without a model with a codebook"),
         ("nowhere", "nowhere': there is no such folder, and the Hub gives no such model; train one by"),
     ):
         with pytest.raises(FileNotFoundError, match=message):

@@ -65,22 +65,36 @@ class LatentStore:
         return torch.from_numpy(self._shards[shard][row].astype(np.float32))
 
 
-def load_autoencoder(place: str | Path) -> Any:
-    """An autoencoder for its latents, alone or out of a pipeline.
+def load_autoencoder(place: str | Path, codes: bool = False) -> Any:
+    """An autoencoder for its latents or its codes, alone or out of a pipeline.
 
     Args:
         place: Folder or Hub id of the autoencoder, or folder of a pipeline that has one.
+        codes: It is to have a codebook.
 
     Raises:
+        FileNotFoundError: There is none.
         ValueError: There is another kind of model.
     """
     from diffusers import AutoModel
 
-    options = {"subfolder": "vae"} if (Path(place) / "model_index.json").is_file() else {}
-    vae: Any = AutoModel.from_pretrained(str(place), **options)
-    if not hasattr(vae, "encode"):
-        raise ValueError(f"The `vae` {str(place)!r} is {type(vae).__name__}, which encodes no pictures.")
-    return vae.eval()
+    folder, kind = Path(place), "a model with a codebook" if codes else "an autoencoder"
+    train_one = f"train one by `hf-mm train autoencoder --model {'vq' if codes else 'vae'}`."
+    options = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
+    if folder.is_dir() and not (folder / options.get("subfolder", "") / "config.json").is_file():
+        raise FileNotFoundError(f"{str(place)!r} is a folder without {kind}; {train_one}")
+    try:
+        model: Any = AutoModel.from_pretrained(str(place), **options)
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{str(place)!r}: there is no such folder, and the Hub gives no such model; {train_one}"
+        ) from error
+    if not hasattr(model, "quantize" if codes else "encode"):
+        lacks = "has no codes" if codes else "encodes no pictures"
+        raise ValueError(f"{str(place)!r} is {type(model).__name__}, which {lacks}; {train_one}")
+    return model.eval()
 
 
 def extract_latents(

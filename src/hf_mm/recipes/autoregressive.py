@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -56,6 +55,7 @@ from hf_mm import (
     generation_report,
     generation_rows,
     generation_table,
+    load_autoencoder,
     picture_views,
     running_measure,
     sample_grid,
@@ -147,30 +147,6 @@ PROMPTS = (
     "cat",
     "house",
 )
-
-
-def load_tokenizer(place: str) -> Any:
-    """A model with a codebook, alone or in a pipeline.
-
-    Raises:
-        FileNotFoundError: There is no model.
-        ValueError: It has no codebook.
-    """
-    folder, train_one = Path(place), "train one by `hf-mm train autoencoder --model vq`."
-    options = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
-    if folder.is_dir() and not (folder / options.get("subfolder", "") / "config.json").is_file():
-        raise FileNotFoundError(f"`tokenizer`={place!r} has no model with a codebook; {train_one}")
-    try:
-        model = AutoModel.from_pretrained(place, **options).eval()
-    except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"`tokenizer`={place!r}: there is no such folder, and the Hub gives no such model; {train_one}"
-        ) from error
-    if not hasattr(model, "quantize"):
-        raise ValueError(f"`tokenizer`={place!r} is {type(model).__name__}, which has no codes; {train_one}")
-    return model
 
 
 def load_rows(recipe: Recipe, vqvae: Any) -> tuple[PixelRows, PixelRows]:
@@ -314,7 +290,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
         if value not in known:
             raise ValueError(f"`{name}`={value!r} is none of {', '.join(map(str, known))}.")
     set_seed(args.seed)
-    vqvae = load_tokenizer(recipe.tokenizer).to(args.device)
+    vqvae = load_autoencoder(recipe.tokenizer, codes=True).to(args.device)
     train, test = load_rows(recipe, vqvae)
     if recipe.condition == "text":
         train, test = with_texts(train), with_texts(test)

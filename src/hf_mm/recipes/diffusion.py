@@ -147,7 +147,8 @@ def load_vae(recipe: Recipe) -> Any:
     """The autoencoder whose latents are learnt, if any.
 
     Raises:
-        ValueError: It is missing, there is none in the folder, or pixels are learnt.
+        FileNotFoundError: There is none in the folder.
+        ValueError: It is missing, pixels are learnt, or its latents are no maps.
     """
     if (recipe.system == "latent-flow") != (recipe.vae is not None) and recipe.system != "mean-flow":
         raise ValueError(
@@ -156,7 +157,15 @@ def load_vae(recipe: Recipe) -> Any:
             else "`system`='latent-flow' needs `vae`; train one by `hf-mm train autoencoder --model vae "
             "--downscale 4`."
         )
-    return None if recipe.vae is None else load_autoencoder(recipe.vae)
+    if recipe.vae is None:
+        return None
+    vae = load_autoencoder(recipe.vae)
+    if vae.config.sample_size >> (len(vae.config.block_out_channels) - 1) < 2:
+        raise ValueError(
+            f"`vae`={recipe.vae!r} makes one vector of a picture, and a denoiser needs a map; train it with "
+            "`--downscale 4`."
+        )
+    return vae
 
 
 def load_rows(recipe: Recipe, vae: Any) -> tuple[PixelRows, PixelRows]:
@@ -180,11 +189,6 @@ def learnt_rows(
     folder = Path(str(args.output_dir)) / "latents"
     options = {"dtype": "float16", "progress": not args.disable_tqdm}
     latents = extract_latents(vae.to(args.device), train, folder, picture_views(**views), **options)
-    if min(latents.latent_size[1:]) < 2:
-        raise ValueError(
-            f"`vae`={recipe.vae!r} makes one vector of a picture, and a denoiser needs a map; train it with "
-            "`--downscale 4`."
-        )
     return LatentRows(latents, train), LatentCollator(seed=args.seed), latents.latent_size
 
 
