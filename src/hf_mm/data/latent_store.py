@@ -78,22 +78,23 @@ def load_autoencoder(place: str | Path, codes: bool = False) -> Any:
     """
     from diffusers import AutoModel
 
-    folder, kind = Path(place), "a model with a codebook" if codes else "an autoencoder"
+    folder, given = Path(place), f"`{'tokenizer' if codes else 'vae'}`={str(place)!r}"
+    kind = "a model with a codebook" if codes else "an autoencoder"
     train_one = f"train one by `hf-mm train autoencoder --model {'vq' if codes else 'vae'}`."
     options = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
     if folder.is_dir() and not (folder / options.get("subfolder", "") / "config.json").is_file():
-        raise FileNotFoundError(f"{str(place)!r} is a folder without {kind}; {train_one}")
+        raise FileNotFoundError(f"{given} is a folder without {kind}; {train_one}")
     try:
         model: Any = AutoModel.from_pretrained(str(place), **options)
     except (OSError, ValueError) as error:
         if folder.is_dir():
             raise
         raise FileNotFoundError(
-            f"{str(place)!r}: there is no such folder, and the Hub gives no such model; {train_one}"
+            f"{given}: there is no such folder, and the Hub gives no such model; {train_one}"
         ) from error
     if not hasattr(model, "quantize" if codes else "encode"):
         lacks = "has no codes" if codes else "encodes no pictures"
-        raise ValueError(f"{str(place)!r} is {type(model).__name__}, which {lacks}; {train_one}")
+        raise ValueError(f"{given} is {type(model).__name__}, which {lacks}; {train_one}")
     return model.eval()
 
 
