@@ -43,8 +43,9 @@ def test_packed_texts_equal_padded_ones(kernel, longest):
     model.set_attn_implementation(kernel)
     packed = model(**batch)
     assert packed.pooler_output.dtype == torch.float64
-    assert_close(packed.pooler_output, padded.pooler_output, rtol=1e-5, atol=1e-5)
-    assert_close(packed.last_hidden_state[real], padded.last_hidden_state[real], rtol=1e-5, atol=1e-5)
+    single = {"rtol": 1.3e-6, "atol": 1e-5}  # as torch holds float32 to
+    assert_close(packed.pooler_output, padded.pooler_output, **single)
+    assert_close(packed.last_hidden_state[real], padded.last_hidden_state[real], **single)
     assert not packed.last_hidden_state[~real].any()
     got = torch.autograd.grad((packed.pooler_output * weights).sum(), list(model.parameters()))
     assert_close(got, expected, rtol=1e-5, atol=1e-5)

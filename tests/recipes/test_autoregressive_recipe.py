@@ -110,7 +110,8 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     for name, message in (
         (
             "empty",
-            "empty' is a folder without a model with a codebook; train one by `hf-mm train autoenc",
+            "empty' is a folder without a model with a codebook; train one by "
+            "`hf-mm train autoencoder --model vq`",
         ),
         ("gan", "gan' is a folder without a model with a codebook"),
         ("nowhere", "nowhere': there is no such folder, and the Hub gives no such model; train one by"),

@@ -61,6 +61,7 @@ from hf_mm import (
     sample_grid,
     write_results,
 )
+from hf_mm.generators.diffusion.image_inputs import downscale_of
 
 __all__ = ["DEFAULTS", "PRESETS", "SYSTEMS", "Recipe", "main", "run"]
 
@@ -160,7 +161,7 @@ def load_vae(recipe: Recipe) -> Any:
     if recipe.vae is None:
         return None
     vae = load_autoencoder(recipe.vae)
-    if vae.config.sample_size >> (len(vae.config.block_out_channels) - 1) < 2:
+    if vae.config.sample_size // downscale_of(vae) < 2:
         raise ValueError(
             f"`vae`={recipe.vae!r} makes one vector of a picture, and a denoiser needs a map; train it with "
             "`--downscale 4`."

@@ -78,6 +78,7 @@ from hf_mm import (
     with_drawn_pages,
     write_results,
 )
+from hf_mm.generators.diffusion.image_inputs import downscale_of
 
 __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 
@@ -273,11 +274,6 @@ def published_parts(recipe: Recipe) -> dict[str, Any]:
         encoder = parts["text_encoder"] if recipe.train_text_encoder else None
         add_diffusion_lora(parts["denoiser"], encoder, recipe.lora_rank)
     return parts
-
-
-def downscale_of(vae: Any) -> int:
-    """Pixels of a latent, in each direction."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def load_rows(recipe: Recipe, vae: Any, denoiser: Any = None) -> PixelRows:
