@@ -77,8 +77,9 @@ def test_latents_are_made_once_and_the_pipeline_decodes_them(tmp_path, autoencod
 def test_a_stopped_run_resumes_to_the_same_weights(tmp_path, autoencoder):
     options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
     train(tmp_path / "whole", "latent-flow", {"vae": str(autoencoder)}, **options)
-    last = {"resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-1")}
+    last = options | {"resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-1")}
     train(tmp_path / "resumed", "latent-flow", {"vae": str(autoencoder)}, **last)
+    assert [path.name for path in (tmp_path / "resumed").glob("checkpoint-*")] == ["checkpoint-2"]
     name = "denoiser/diffusion_pytorch_model.safetensors"
     assert_close(load_file(tmp_path / "resumed" / name), load_file(tmp_path / "whole" / name), rtol=0, atol=0)
 

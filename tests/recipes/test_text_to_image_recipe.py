@@ -79,6 +79,12 @@ def trained(folder, **options):
     return results
 
 
+def saved_weights(folder):
+    names = ("pytorch_lora_weights", "denoiser/diffusion_pytorch_model", "text_encoder/model")
+    files = {name: folder / f"{name}.safetensors" for name in names}
+    return {name: load_file(path) for name, path in files.items() if path.is_file()}
+
+
 def test_from_nothing_in_pixels_by_texts(tmp_path, places):
     trained(tmp_path, dataset=str(places / "data"), image_size=16)
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
@@ -144,6 +150,30 @@ def test_a_subject_is_learnt_beside_what_the_model_drew_of_its_class(tmp_path, p
     drawn = published("a apple", seed=1, num_inference_steps=2, guidance_scale=3.0).images[0]
     with Image.open(tmp_path / "class" / "00001.png") as kept:
         assert np.abs(np.asarray(kept).astype(int) - np.asarray(drawn)).max() <= 1  # levels
+
+
+@pytest.mark.parametrize("way", ["pixels", "latents", "lora", "subject"])
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path, places, way):
+    """Also its tokenizer, latents, and pictures of the class are those of the run that was not stopped."""
+    published = {"pretrained": str(places / "published")}
+    options = {
+        "pixels": {"dataset": str(places / "data"), "image_size": 16},
+        "latents": {"dataset": str(places / "data"), "image_size": 16, "vae": str(places / "published")},
+        "lora": {"dataset": str(places / "data"), **published, "lora_rank": 2, "train_text_encoder": True},
+        "subject": {"subject": str(places / "subject"), "instance_prompt": "a red apple", **published},
+    }[way]
+    if way == "subject":
+        options |= {"class_prompt": "a apple", "rows": 3}
+    kept = ARGS | {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    for name in ("whole", "resumed"):
+        args = TrainingArguments(str(tmp_path / name), **kept)
+        if name == "resumed":
+            args.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoint-1")
+        text_to_image.main(text_to_image.Recipe(**options), args)
+    assert [path.name for path in (tmp_path / "resumed").glob("checkpoint-*")] == ["checkpoint-2"]
+    whole = saved_weights(tmp_path / "whole")
+    assert whole
+    assert_close(saved_weights(tmp_path / "resumed"), whole, rtol=0, atol=0)
 
 
 def test_the_command_knows_at_which_rate_each_way_is_trained(tmp_path, places, capsys):
