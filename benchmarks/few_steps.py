@@ -38,7 +38,7 @@ Row = dict[str, Any]
 Pages = dict[str, Tensor]
 
 STEPS = (1, 2, 4, 50)
-AT_ONCE = 250  # pictures that are drawn together
+AT_ONCE = 32  # pictures that are drawn together; what leaves the caches of a core takes twice the time
 ALONE = 5  # pictures that are drawn one after the other, to be timed
 COLUMNS = 10  # of the page
 

@@ -99,6 +99,18 @@ def test_pictures_are_compared_with_the_test_split_in_the_features_of_a_net(tmp_
 
 
 @pytest.mark.parametrize(
+    ("kind", "patches"),
+    [
+        ("pixels", {8: 2, 9: 1, 27: 3, 28: 4, 32: 4, 64: 8}),
+        ("latents", {2: 1, 7: 1, 8: 2, 14: 2, 16: 4}),
+    ],
+)
+def test_a_transformer_of_any_size_has_few_patches(kind, patches):
+    sizes = diffusion.PATCHES[kind]
+    assert {side: diffusion.patch_size_of(side, *sizes) for side in patches} == patches
+
+
+@pytest.mark.parametrize(
     ("size", "sides"), [(8, [8, 4]), (16, [16, 8, 4]), (28, [28, 14, 7]), (32, [32, 16, 8, 4])]
 )
 def test_nets_fit_the_pictures(size, sides):

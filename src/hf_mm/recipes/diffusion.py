@@ -133,14 +133,14 @@ ATTENTION_PX = 8
 GROUPS, HEAD_WIDTH = 8, 16
 DIT: dict[str, Any] = {"num_layers": 6, "num_heads": 4}
 PIXEL_WIDTH, LATENT_WIDTH = 192, 256  # of a transformer, the second for fewer tokens
-PATCHES = {"pixels": 8, "latents": 4}  # a side, for small pictures
+PATCHES = {"pixels": (4, 8, 2), "latents": (3, 4, 1)}  # a side at least and most, and the least patch
 VIEWS: dict[str, dict[str, Any]] = {"openmoji": {"flip": True}}
 CONDITION_DROPOUT = 0.1
 EMA_DECAY = 0.995
 INFERENCE_STEPS = (20, 2)  # the second of mean-flow
 PREVIEWS = 8  # of a run
 MEASURED = 2000  # pictures at a time during a run
-AT_ONCE = 250  # pictures that are drawn together
+AT_ONCE = 32  # pictures that are drawn together; what leaves the caches of a core takes twice the time
 COLUMNS = 10  # of the pages
 
 
@@ -216,19 +216,23 @@ def build_unet(channels: int, size: int, classes: int | None) -> UNet2DModel:
 
 
 def build_dit(channels: int, size: int, classes: int | None, latent: bool, **options: Any) -> MMDiTModel:
-    """A transformer of 4 x 4 to 8 x 8 patches."""
-    patch = max(1, size // PATCHES["latents" if latent else "pixels"])
-    while size % patch:
-        patch -= 1
+    """A transformer of few patches."""
     return MMDiTModel(
         sample_size=size,
         in_channels=channels,
-        patch_size=max(patch, 1 if latent else 2 - size % 2),
+        patch_size=patch_size_of(size, *PATCHES["latents" if latent else "pixels"]),
         hidden_size=LATENT_WIDTH if latent else PIXEL_WIDTH,
         num_classes=classes,
         **DIT,
         **options,
     )
+
+
+def patch_size_of(side: int, fewest: int, most: int, least: int) -> int:
+    """The least patch, of `least` pixels or more, that leaves `fewest` to `most` a side, or few more."""
+    counts = [count for count in range(fewest, side + 1) if side % count == 0]
+    fitting = [count for count in counts if count <= most and side // count >= least]
+    return side // max(fitting, default=min((count for count in counts if count > most), default=side))
 
 
 def build_objective(
