@@ -9,9 +9,9 @@ from scipy.optimize import linprog
 from torch.testing import assert_close
 from visualization.seen_tiny import clip, pixels
 
-from hf_mm import WordMaps, word_attention, word_map_figure, word_transport
+from hf_mm import WordMaps, train_caption_tokenizer, word_attention, word_map_figure, word_transport
 from hf_mm.visualization.vision_parts import record_attention, vision_parts
-from hf_mm.visualization.word_maps import stand_out
+from hf_mm.visualization.word_maps import stand_out, words_and_tokens
 
 TEXT = "a red  circles on?"
 WORDS = ["a", "red", "circles", "on?"]
@@ -39,6 +39,22 @@ def exact_plan(cost):
     masses = np.concatenate([np.full(rows, 1 / rows), np.full(columns, 1 / columns)])
     found = linprog(cost.ravel(), A_eq=np.concatenate(sums), b_eq=masses, bounds=(0, None))
     return found.x.reshape(rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("a  red circle", [["\u0120a"], ["\u0120red"], ["\u0120circle"]]),
+        ("a red 12 circle", [["\u0120a"], ["\u0120red"], ["\u0120", "1", "2"], ["\u0120circle"]]),
+    ],
+)
+def test_a_token_with_the_blank_before_a_word_is_in_that_word(text, groups):
+    tokenizer = train_caption_tokenizer(["a red circle"], 300)
+    words, ids, members = words_and_tokens(tokenizer, text, 20)
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert words == text.split()
+    found = [[token for token, share in zip(tokens, row, strict=True) if share] for row in members]
+    assert found == groups
 
 
 def test_transport_is_the_exact_plan_of_words_to_patches():

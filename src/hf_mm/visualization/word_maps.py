@@ -222,10 +222,11 @@ def words_and_tokens(tokenizer: Any, text: str, most: int) -> tuple[list[str], l
         raise ValueError(f"`text` has {count} tokens, special ones included, and the model reads {most}.")
     ends = np.cumsum([len(word) + 1 for word in words])  # of each word, behind its blank
     members = torch.zeros(len(words), count)
-    for place, ((start, _), special) in enumerate(
+    for place, ((start, end), special) in enumerate(
         zip(tokens["offset_mapping"], tokens["special_tokens_mask"], strict=True)
     ):
-        if not special:
+        if not special:  # the blank before a word may be its token's, or a token
+            start = end - len(text[start:end].lstrip())
             members[np.searchsorted(ends, start, side="right"), place] = 1
     lost = [word for word, row in zip(words, members, strict=True) if not row.any()]
     if lost:
