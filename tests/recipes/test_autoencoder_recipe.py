@@ -129,6 +129,14 @@ def test_the_command_prints_what_it_measured(tmp_path, capsys):
     assert "| psnr " in capsys.readouterr().out
 
 
+def test_the_command_knows_what_a_data_set_takes(tmp_path, monkeypatch):
+    monkeypatch.setitem(autoencoder.PRESETS, "digits", {"max_steps": 1, "per_device_train_batch_size": 3})
+    flags = {"model": "fsq", "output_dir": tmp_path, "rows": 20, "feature_net": "none"}
+    argv = [f"--{name}={value}" for name, value in flags.items()]
+    assert autoencoder.run([*argv, "--use_cpu", "--disable_tqdm=true"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 1
+
+
 def test_what_has_no_prior_is_not_measured_while_it_learns(tmp_path):
     for model, net in (("vq", "efficientnet-lite0"), ("vae", "none")):
         with pytest.raises(ValueError, match=f"`measure_steps`=1 needs .*; they are '{model}' and '{net}'"):
