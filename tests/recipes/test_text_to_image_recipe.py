@@ -186,6 +186,18 @@ def test_the_command_knows_at_which_rate_each_way_is_trained(tmp_path, places, c
     assert log[0]["denoiser_learning_rate"] == 1e-4
 
 
+def test_the_command_takes_the_steps_of_latents_where_these_are_learnt(tmp_path, places, monkeypatch):
+    monkeypatch.setitem(text_to_image.PRESETS, "latents", {"max_steps": 3})
+    flags = {
+        "vae": places / "published",
+        "dataset": places / "data",
+        "image_size": 16,
+        "output_dir": tmp_path,
+    }
+    assert text_to_image.run([f"--{name}={value}" for name, value in flags.items()] + ["--use_cpu"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 3
+
+
 def test_the_example_trains_and_draws(tmp_path, places):
     example = Path(__file__).parents[2] / "examples" / "draw_texts.py"
     data = {"dataset": str(places / "data"), "rows": 2}

@@ -1,8 +1,9 @@
 """Train text to image: from nothing on a CPU, or on from a published Stable Diffusion, also for one subject.
 
-    hf-mm train text_to_image --output_dir out/shapes
+    hf-mm train autoencoder --model vae --downscale 4 --dataset easy-vqa --output_dir out/vae-shapes
+    hf-mm train text_to_image --vae out/vae-shapes --output_dir out/shapes
+    hf-mm train text_to_image --vae out/vae-shapes --denoiser unet --output_dir out/unet-shapes
     hf-mm train text_to_image --dataset openmoji --data_folder package --output_dir out/emoji
-    hf-mm train text_to_image --denoiser unet --vae out/vae --output_dir out/latent-shapes
     hf-mm train text_to_image --pretrained SD --dataset FOLDER --lora_rank 8 --output_dir out/style
     hf-mm train text_to_image --pretrained SD --subject my-dog --instance_prompt "a sks dog" \
         --class_prompt "a dog" --output_dir out/my-dog
@@ -10,7 +11,8 @@
 `--dataset` is `easy-vqa` (a coloured shape with captions such as "a small red triangle at the top left"),
 `openmoji`, or a folder or Hub id whose pictures have texts. From nothing, a transformer of 8 x 8 patches and
 a small text encoder learn together, in pixels or, with `--vae`, in the latents of what `hf-mm train
-autoencoder --model vae --downscale 4` wrote; `--denoiser unet` learns what plain diffusers can load.
+autoencoder --model vae --downscale 4` wrote, where shapes are learnt sooner; `--denoiser unet` learns what
+plain diffusers can load.
 `--pretrained` is a Stable Diffusion in its published layout, trained as a whole or by LoRA; `--subject` a
 folder of a few pictures of one thing, for DreamBooth. Latents and the states of texts are made once where
 their models stay as they are. Any flag of `transformers.TrainingArguments` works.
@@ -141,6 +143,7 @@ SHORT: dict[str, Any] = {"max_steps": 400, "per_device_train_batch_size": 1, "sa
 STEADY: dict[str, Any] = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 PRESETS: dict[str, dict[str, Any]] = {
     "openmoji": {"max_steps": 12000},
+    "latents": {"max_steps": 8000},  # colours, places and sizes come by 2,500, shapes after them
     "pretrained": {"max_steps": 2000, "per_device_train_batch_size": 4, "learning_rate": 1e-5, **STEADY},
     "lora": {"max_steps": 2000, "per_device_train_batch_size": 4, "learning_rate": 1e-4, **STEADY},
     "subject": {"learning_rate": 5e-6, **SHORT, **STEADY},
@@ -431,6 +434,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(**DEFAULTS)
     known = parser.parse_known_args(argv)[0]
     kind = known.dataset
+    if known.vae is not None and known.denoiser == "dit" and kind not in PRESETS:
+        kind = "latents"
     if known.pretrained is not None:
         kind = "lora" if known.lora_rank else "pretrained"
         kind = kind if known.subject is None else "subject lora" if known.lora_rank else "subject"
