@@ -12,10 +12,9 @@
 `openmoji`, or a folder or Hub id whose pictures have texts. From nothing, a transformer of 8 x 8 patches and
 a small text encoder learn together, in pixels or, with `--vae`, in the latents of what `hf-mm train
 autoencoder --model vae --downscale 4` wrote, where shapes are learnt sooner; `--denoiser unet` learns what
-plain diffusers can load.
-`--pretrained` is a Stable Diffusion in its published layout, trained as a whole or by LoRA; `--subject` a
-folder of a few pictures of one thing, for DreamBooth. Latents and the states of texts are made once where
-their models stay as they are. Any flag of `transformers.TrainingArguments` works.
+plain diffusers can load. `--pretrained` is a Stable Diffusion in its published layout, trained as a whole or
+by LoRA; `--subject` a folder of a few pictures of one thing, for DreamBooth. Latents and the states of texts
+are made once where their models stay as they are. Any flag of `transformers.TrainingArguments` works.
 
 Written to the output folder: a pipeline, of a UNet also as plain Stable Diffusion in `plain`, or the adapters
 alone (`pytorch_lora_weights.safetensors`); `previews`, `grid.png` with a row for each prompt,
@@ -433,9 +432,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = HfArgumentParser((Recipe, TrainingArguments), **flags)
     parser.set_defaults(**DEFAULTS)
     known = parser.parse_known_args(argv)[0]
-    kind = known.dataset
-    if known.vae is not None and known.denoiser == "dit" and kind not in PRESETS:
-        kind = "latents"
+    latents = known.vae is not None and known.denoiser == "dit" and known.dataset not in PRESETS
+    kind = "latents" if latents else known.dataset
     if known.pretrained is not None:
         kind = "lora" if known.lora_rank else "pretrained"
         kind = kind if known.subject is None else "subject lora" if known.lora_rank else "subject"
