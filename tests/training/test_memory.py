@@ -1,7 +1,13 @@
-"""The memory a run took, told with the end of it."""
+"""The memory a run took, told with the end of it, and that its steps do not fetch it anew."""
 
+import os
+import platform
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from vlm_runs import run_of
 
 
@@ -12,3 +18,35 @@ def test_the_end_of_a_run_tells_its_peak_memory(tmp_path):
     assert told == run.state.log_history[-1]["train_peak_memory_mb"]
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert 0.5 * held < told <= held + 0.1
+
+
+def faults_of(kind, folder, **environment):
+    """Page faults in a step and after a run, of a process of its own, for memory freed just before."""
+    script = Path(__file__).with_name("heap_process.py")
+    kept = {
+        name: value for name, value in os.environ.items() if "MALLOC" not in name and "TUNABLES" not in name
+    }
+    run = subprocess.run(
+        [sys.executable, str(script), kind, str(folder)],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return [int(count) for count in run.stdout.split("faults")[1].split()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.parametrize("kind", ["phased", "measuring"])
+def test_a_step_finds_the_memory_of_the_one_before(kind, tmp_path):
+    pages = 200 * 2**20 / resource.getpagesize()  # that the process looks for
+    during, afterwards = faults_of(kind, tmp_path)
+    assert during < 0.1 * pages
+    assert afterwards > 0.5 * pages  # given back as ever
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_a_chosen_allocation_is_left_alone(tmp_path):
+    during, _ = faults_of("phased", tmp_path, MALLOC_TRIM_THRESHOLD_=str(2**20))
+    assert during > 0.5 * 200 * 2**20 / resource.getpagesize()

@@ -31,7 +31,7 @@ from ..data.pixel_rows import PixelCollator, PixelRows
 from ..hub.saving import atomic_write
 from ..objectives.phased import DivergedError, PhasedObjective
 from .checkpoints import LAST_FILE, last_checkpoint
-from .memory import peak_memory_mb, reset_peak_memory
+from .memory import heap_kept, peak_memory_mb, reset_peak_memory
 from .phased_arguments import check_arguments
 from .phased_averages import ModuleAverages, in_evaluation
 from .phased_batches import StepBatches
@@ -153,6 +153,7 @@ class PhasedTrainer:
         rows = self.args.num_train_epochs * len(self.train_dataset)
         return max(1, -int(-rows // self.rows_per_step))
 
+    @heap_kept()
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> dict[str, float]:
         """Train.
 

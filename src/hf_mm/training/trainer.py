@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .averaging import EMACallback
-from .memory import peak_memory_mb, reset_peak_memory
+from .memory import heap_kept, peak_memory_mb, reset_peak_memory
 from .schedule import build_schedule
 from .stages import Stage, check_stages, frozen_weights, stage_at
 
@@ -63,6 +63,7 @@ class MeasuringTrainer(Trainer):
         forward = inspect.signature(self._base().forward).parameters
         self._takes_weights = "loss_weights" in forward
 
+    @heap_kept()
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, see `Trainer.train`."""
         reset_peak_memory(self.args.device)
