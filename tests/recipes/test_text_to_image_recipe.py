@@ -100,6 +100,12 @@ def test_from_nothing_in_pixels_by_texts(tmp_path, places):
     assert drawn.size == (16, 16)
 
 
+def test_a_size_that_eight_patches_do_not_divide_is_learnt(tmp_path, places):
+    trained(tmp_path, dataset=str(places / "data"), image_size=28)  # no multiple of 8
+    denoiser = DiffusionPipeline.from_pretrained(tmp_path).denoiser
+    assert (denoiser.config["sample_size"], denoiser.config["patch_size"]) == (28, 4)
+
+
 def test_from_nothing_in_latents_what_diffusers_alone_opens(tmp_path, places, monkeypatch):
     monkeypatch.setattr(text_to_image, "UNET_WIDTHS", (8, 16))
     vae = str(places / "published")  # of any pipeline

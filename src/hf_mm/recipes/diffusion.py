@@ -61,7 +61,7 @@ from hf_mm import (
     sample_grid,
     write_results,
 )
-from hf_mm.generators.diffusion.image_inputs import downscale_of
+from hf_mm.generators.diffusion.image_inputs import downscale_of, patch_size_of
 
 __all__ = ["DEFAULTS", "PRESETS", "SYSTEMS", "Recipe", "main", "run"]
 
@@ -226,13 +226,6 @@ def build_dit(channels: int, size: int, classes: int | None, latent: bool, **opt
         **DIT,
         **options,
     )
-
-
-def patch_size_of(side: int, fewest: int, most: int, least: int) -> int:
-    """The least patch, of `least` pixels or more, that leaves `fewest` to `most` a side, or few more."""
-    counts = [count for count in range(fewest, side + 1) if side % count == 0]
-    fitting = [count for count in counts if count <= most and side // count >= least]
-    return side // max(fitting, default=min((count for count in counts if count > most), default=side))
 
 
 def build_objective(

@@ -79,7 +79,7 @@ from hf_mm import (
     with_drawn_pages,
     write_results,
 )
-from hf_mm.generators.diffusion.image_inputs import downscale_of
+from hf_mm.generators.diffusion.image_inputs import downscale_of, patch_size_of
 
 __all__ = ["DEFAULTS", "PRESETS", "Recipe", "main", "run"]
 
@@ -148,7 +148,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "subject": {"learning_rate": 5e-6, **SHORT, **STEADY},
     "subject lora": {"learning_rate": 1e-4, **SHORT, **STEADY},
 }
-PATCHES = 8  # a side
+PATCHES = (4, 8, 1)  # a side at least and most, and the least patch
 DIT: dict[str, Any] = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "text_pooling": True}
 UNET_WIDTHS, ATTENTION_PX = (48, 96, 128), 8  # of a UNet's stages; texts are read where a side has so few
 TEXT = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -238,7 +238,7 @@ def new_parts(recipe: Recipe, train: PixelRows, vae: Any) -> dict[str, Any]:
         target = {"prediction_type": "v_prediction"}
         parts |= {"denoiser": build_unet(channels, side, width)}
         return parts | target | {"scheduler": DDIMScheduler(**SD_SCHEDULE, **target)}
-    patch = max(1, side // PATCHES)
+    patch = patch_size_of(side, *PATCHES)
     sizes = {"sample_size": side, "in_channels": channels, "patch_size": patch, "text_dim": width}
     flow, shift = (PIXELS, PIXEL_SHIFT) if vae is None else (LATENTS, LATENT_SHIFT)
     parts |= flow | {"times": "logit_normal", "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}

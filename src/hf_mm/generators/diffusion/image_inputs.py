@@ -16,6 +16,7 @@ __all__ = [
     "downscale_of",
     "latent_channels_of",
     "latent_size",
+    "patch_size_of",
     "read_masks",
     "read_pictures",
 ]
@@ -32,6 +33,20 @@ def latent_channels_of(vae: Any) -> int:
     """Channels of what an autoencoder, `AutoencoderKL` or one with a codebook, decodes."""
     width = vae.config.get("vq_embed_dim")
     return vae.config["latent_channels"] if width is None else width
+
+
+def patch_size_of(side: int, fewest: int, most: int, least: int) -> int:
+    """The least patch of a transformer that leaves few enough of them a side.
+
+    Args:
+        side: Of a picture, in pixels, or of a latent.
+        fewest: Patches a side, at least.
+        most: Patches a side, at most; more where `side` cannot be divided so.
+        least: Pixels of a patch in each direction, at least.
+    """
+    counts = [count for count in range(fewest, side + 1) if side % count == 0]
+    fitting = [count for count in counts if count <= most and side // count >= least]
+    return side // max(fitting, default=min((count for count in counts if count > most), default=side))
 
 
 def latent_size(denoiser: Any, vae: Any, height: int | None, width: int | None) -> tuple[int, int]:
