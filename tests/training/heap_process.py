@@ -1,8 +1,8 @@
-"""A run in a process of its own, which tells how many pages are fetched anew for what was freed before.
+"""Runs in a process of their own, which tell how many pages are fetched anew for what was freed before.
 
-    python heap_process.py phased|measuring FOLDER
+    python heap_process.py FOLDER
 
-Prints the pages of 200 MB that were freed just before, first in a step and then after the run.
+Prints for each trainer how many pages of 200 MB that were freed just before, in a step and after the run.
 """
 
 import resource
@@ -38,12 +38,11 @@ class Model(PhasedObjective):
 
 
 def fetched():
-    """Page faults of writing 200 MB, right after as much was freed."""
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        held = [torch.ones(2**19) for _ in range(100)]
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        del held
+    """Page faults of writing 200 MB, which are free again afterwards."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(2**19) for _ in range(100)]
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    del held
     return faults
 
 
@@ -53,13 +52,13 @@ class Probe(TrainerCallback):
     faults = None
 
     def on_step_end(self, args, state, control, **kwargs):
+        fetched()
         self.faults = fetched()
 
 
 def main():
-    kind, folder = sys.argv[1:]
     options = TrainingArguments(
-        folder,
+        sys.argv[1],
         max_steps=2,
         per_device_train_batch_size=1,
         use_cpu=True,
@@ -67,12 +66,14 @@ def main():
         disable_tqdm=True,
         report_to="none",
     )
-    probe, rows = Probe(), [{"values": torch.ones(4)} for _ in range(4)]
-    if kind == "phased":
-        PhasedTrainer(Model(), options, rows, preview_count=0, callbacks=[probe]).train()
-    else:
-        MeasuringTrainer(Model(), options, train_dataset=rows, callbacks=[probe]).train()
-    sys.stdout.write(f"faults {probe.faults} {fetched()}\n")
+    rows = [{"values": torch.ones(4)} for _ in range(4)]
+    for kind in ("phased", "measuring"):
+        probe = Probe()
+        if kind == "phased":
+            PhasedTrainer(Model(), options, rows, preview_count=0, callbacks=[probe]).train()
+        else:
+            MeasuringTrainer(Model(), options, train_dataset=rows, callbacks=[probe]).train()
+        sys.stdout.write(f"faults {kind} {probe.faults} {fetched()}\n")
 
 
 if __name__ == "__main__":
