@@ -62,6 +62,13 @@ def test_each_system_of_pixels_draws_digits_by_name(tmp_path, system):
     assert f"{system} of digits" in (tmp_path / "README.md").read_text()
 
 
+def test_ddpm_draws_with_fresh_noise_from_noise_alone(tmp_path):
+    train(tmp_path, "ddpm")
+    scheduler = DiffusionPipeline.from_pretrained(tmp_path).scheduler
+    scheduler.set_timesteps(20)
+    assert (type(scheduler).__name__, int(scheduler.timesteps[0])) == ("DDPMScheduler", 999)
+
+
 def test_latents_are_made_once_and_the_pipeline_decodes_them(tmp_path, autoencoder):
     results = train(tmp_path, "latent-flow", {"vae": str(autoencoder)})
     assert results["encoding_seconds"] >= 0

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
@@ -126,6 +126,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "mean-flow": {"denoiser": "dit", "prediction_type": "mean_flow", "max_steps": 1900},
 }
 TIMES, BETAS = "logit_normal", "squaredcos_cap_v2"  # of flows; of noise schedules
+# Where noise is nearly all, the noise that a net finds says little of the picture. Drawing begins there
+# nonetheless: fresh noise in each step washes out the speckles that DDIM would keep.
+SPACING = "trailing"
 # Channels of a UNet where a picture has at least so many pixels a side; attention where it has few.
 WIDTHS = {24: 16, 12: 32, 0: 64}
 LEAST_STAGE_PX = 4  # a stage of so many is not halved again
@@ -248,7 +251,8 @@ def build_objective(
     options["preview_guidance"] = guidance_of(recipe, names)
     denoiser = build_unet(*sizes) if system["denoiser"] == "unet" else build_dit(*sizes, latent)
     if kind == "epsilon":
-        return DiffusionObjective(denoiser, DDIMScheduler(beta_schedule=BETAS), kind, **options)
+        scheduler = DDPMScheduler(beta_schedule=BETAS, timestep_spacing=SPACING)
+        return DiffusionObjective(denoiser, scheduler, kind, **options)
     return DiffusionObjective(denoiser, FlowMatchEulerDiscreteScheduler(), kind, times=TIMES, **options)
 
 
