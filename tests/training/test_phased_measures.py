@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from hf_mm import DivergedError
+from hf_mm.training.phased_meter import TrainingClock
 
 NAP_S = 0.2
 
@@ -54,6 +55,16 @@ def test_seconds_are_those_of_training_alone(measured):
         5 * 4 / seconds[2], rel=0.05
     )  # to milliseconds
     assert "train_generator_loss" in metrics
+
+
+def test_nothing_counts_after_the_last_measurement():
+    clock = TrainingClock(torch.device("cpu"))
+    clock.go()
+    with clock.paused(ends=True):
+        told = clock.seconds
+    time.sleep(NAP_S)
+    clock.stop()
+    assert clock.seconds == told > 0
 
 
 def test_measuring_disturbs_nothing(measured, tmp_path):

@@ -322,7 +322,7 @@ class PhasedTrainer:
                 self._log(means)
         measures = self.measures.due(step, last)
         if draws or measures or saves:
-            with self._clock.paused():
+            with self._clock.paused(ends=last):
                 if draws and self.accelerator.is_main_process:
                     self._preview()
                 if measures:

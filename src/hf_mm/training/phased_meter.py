@@ -90,13 +90,14 @@ class TrainingClock:
         self._before, self._since = self.seconds, None
 
     @contextmanager
-    def paused(self) -> Generator[None]:
-        """Count nothing while the block runs."""
+    def paused(self, ends: bool = False) -> Generator[None]:
+        """Count nothing while the block runs; nor afterwards, if that was the last step."""
         self.stop()
         try:
             yield
         finally:
-            self.go()
+            if not ends:
+                self.go()
 
 
 class FiniteWatch:
